@@ -1,0 +1,127 @@
+package launch_test
+
+import (
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"manis/launch"
+)
+
+// output runs the program with its standard output on a pipe.
+func output(t *testing.T, attr launch.Attr, build func(p *launch.Program, stdout int)) (string, unix.WaitStatus, error) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p := new(launch.Program)
+	defer p.Release()
+	build(p, int(w.Fd()))
+	proc, err := launch.Start(p, attr, nil)
+	w.Close()
+	if err != nil {
+		return "", 0, err
+	}
+	defer proc.Release()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b), proc.Status(), nil
+}
+
+func TestStepsRunInOrder(t *testing.T) {
+	dir := t.TempDir()
+	got, status, err := output(t, launch.Attr{}, func(p *launch.Program, stdout int) {
+		p.Mkdir(dir+"/a", 0o755)
+		p.Mkdir(dir+"/a", 0o755) // existing is well
+		p.CreateFile(dir+"/a/file", 0o644)
+		p.WriteFile(dir+"/a/file", "hello")
+		p.Chdir(dir + "/a")
+		p.Files([]int{-1, stdout, stdout})
+		p.Exec([]string{"/nonexistent/sh", "/bin/sh"}, []string{"sh", "-c", `cat file; echo " $X"; ls /proc/self/fd | wc -l; exit 7`}, []string{"X=y", "PATH=/bin:/usr/bin"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// ls has 1, 2 and the directory it reads; with 0 closed, the directory or a pipe takes that number.
+	if !strings.HasPrefix(got, "hello y\n") || strings.TrimSpace(strings.Split(got, "\n")[1]) > "4" {
+		t.Errorf("output %q", got)
+	}
+	if status.ExitStatus() != 7 {
+		t.Errorf("exit status %d, want 7", status.ExitStatus())
+	}
+}
+
+func TestErrorNamesTheStep(t *testing.T) {
+	for name, c := range map[string]struct {
+		build func(p *launch.Program)
+		step  string
+		errno syscall.Errno
+		exec  bool
+	}{
+		"chdir":     {func(p *launch.Program) { p.Chdir("/nonexistent") }, "change directory to /nonexistent", unix.ENOENT, false},
+		"not found": {func(p *launch.Program) { p.Exec([]string{"/nonexistent/a", "/nonexistent/b"}, []string{"a"}, nil) }, "execute /nonexistent/b", unix.ENOENT, true},
+		"refused wins over not found": {func(p *launch.Program) {
+			p.Exec([]string{"/etc/passwd", "/nonexistent/b"}, []string{"a"}, nil)
+		}, "execute /etc/passwd", unix.EACCES, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := output(t, launch.Attr{}, func(p *launch.Program, _ int) { c.build(p) })
+			var step *launch.StepError
+			if !errors.As(err, &step) || step.Step != c.step || step.Err != c.errno || step.Exec != c.exec {
+				t.Errorf("error %v, want %q with %v", err, c.step, c.errno)
+			}
+		})
+	}
+}
+
+func TestUserNamespaceWithOwnRoot(t *testing.T) {
+	dir := t.TempDir()
+	got, _, err := output(t, launch.Attr{Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID}, func(p *launch.Program, stdout int) {
+		p.WriteFile("/proc/self/setgroups", "deny")
+		p.WriteFile("/proc/self/uid_map", "0 "+itoa(os.Getuid())+" 1")
+		p.WriteFile("/proc/self/gid_map", "0 "+itoa(os.Getgid())+" 1")
+		p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		p.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "size=1m")
+		for _, d := range []string{"bin", "lib", "lib64", "usr"} {
+			if _, err := os.Stat("/" + d); err != nil {
+				continue
+			}
+			p.Mkdir(dir+"/"+d, 0o755)
+			p.Mount("/"+d, dir+"/"+d, "", unix.MS_BIND|unix.MS_REC, "")
+		}
+		p.PivotRoot(dir)
+		p.Files([]int{-1, stdout, stdout})
+		p.NoNewPrivileges()
+		p.BoundCapabilities(0, 40)
+		p.Capabilities(0, 0, 0, 0)
+		p.DieWithParent()
+		p.Exec([]string{"/bin/sh"}, []string{"sh", "-c", "echo $$ *; test -w / && echo writable"}, []string{"PATH=/bin"})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(got, "1 bin lib") || strings.Contains(got, "proc") {
+		t.Errorf("output %q, want PID 1 in a root of its own", got)
+	}
+}
+
+func itoa(n int) string {
+	var b [20]byte
+	i := len(b)
+	for {
+		i--
+		b[i] = byte('0' + n%10)
+		if n /= 10; n == 0 {
+			return string(b[i:])
+		}
+	}
+}
