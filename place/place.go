@@ -1,0 +1,209 @@
+// Package place knows where Manis keeps things on the host: containers, images and
+// volumes, the sockets of running containers, caches, and the guest image that
+// comes with the binary. Every process of one installation derives the same places
+// from the same environment. It knows nothing of what is kept there.
+package place
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// Environment variables that move the places. A front end that was given flags
+// instead sets these for its children: see Places.Environ.
+const (
+	RootVariable  = "MANIS_ROOT"
+	RunVariable   = "MANIS_RUN"
+	GuestVariable = "MANIS_GUEST"
+)
+
+// maxRun is the longest run directory: a unix socket's address holds 107 bytes,
+// and a container's adds "/" + 16 + "/control".
+const maxRun = 107 - 1 - 16 - len("/control")
+
+// Places is one installation's directories, all absolute. Find fills it; nothing
+// exists before Make.
+type Places struct {
+	// Root holds what outlives a reboot.
+	Root string
+	// Run holds sockets; it may be emptied at boot. Mode 0700, ours.
+	Run string
+	// Cache holds what can be computed again.
+	Cache string
+}
+
+// Find derives the places from, in this order, the arguments (the flags --root and
+// --run-root; "" when not given), the environment, and the defaults for root
+// or for an ordinary user.
+func Find(root, run string) (*Places, error) {
+	p := &Places{
+		Root: first(root, os.Getenv(RootVariable)),
+		Run:  first(run, os.Getenv(RunVariable)),
+	}
+	uid := os.Geteuid()
+	home := func(parts ...string) (string, error) {
+		h, err := os.UserHomeDir()
+		if err != nil {
+			return "", fmt.Errorf("find manis's directories: %w (set HOME, or %s)", err, RootVariable)
+		}
+		return filepath.Join(append([]string{h}, parts...)...), nil
+	}
+	var err error
+	if p.Root == "" {
+		switch data := os.Getenv("XDG_DATA_HOME"); {
+		case uid == 0:
+			p.Root = "/var/lib/manis"
+		case filepath.IsAbs(data):
+			p.Root = filepath.Join(data, "manis")
+		default:
+			if p.Root, err = home(".local", "share", "manis"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if p.Run == "" {
+		switch runtime := os.Getenv("XDG_RUNTIME_DIR"); {
+		case uid == 0:
+			p.Run = "/run/manis"
+		case filepath.IsAbs(runtime) && owned(runtime, uid) == nil:
+			p.Run = filepath.Join(runtime, "manis")
+		default:
+			// Some sessions have no runtime directory (su, cron). The name is
+			// guessable, so Make insists that it is ours.
+			p.Run = filepath.Join("/tmp", "manis-"+strconv.Itoa(uid))
+		}
+	}
+	switch cache := os.Getenv("XDG_CACHE_HOME"); {
+	case filepath.IsAbs(cache):
+		p.Cache = filepath.Join(cache, "manis")
+	case uid == 0:
+		p.Cache = "/var/cache/manis"
+	default:
+		if p.Cache, err = home(".cache", "manis"); err != nil {
+			// Not worth failing for: caches can live with the data.
+			p.Cache = filepath.Join(p.Root, "cache")
+		}
+	}
+	for _, dir := range []*string{&p.Root, &p.Run, &p.Cache} {
+		if *dir, err = filepath.Abs(*dir); err != nil {
+			return nil, fmt.Errorf("find manis's directories: %w", err)
+		}
+	}
+	if len(p.Run) > maxRun {
+		return nil, fmt.Errorf("run directory %s: longer than %d bytes, too long for the sockets in it (choose another with --run-root or %s)", p.Run, maxRun, RunVariable)
+	}
+	return p, nil
+}
+
+// Make creates Root and Run where they are missing, and refuses a run directory
+// that another user could have prepared.
+func (p *Places) Make() error {
+	if err := os.MkdirAll(p.Root, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w (choose another with --root or %s)", err, RootVariable)
+	}
+	if err := os.MkdirAll(filepath.Dir(p.Run), 0o755); err != nil {
+		return fmt.Errorf("make run directory: %w (choose another with --run-root or %s)", err, RunVariable)
+	}
+	if err := os.Mkdir(p.Run, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make run directory: %w (choose another with --run-root or %s)", err, RunVariable)
+	}
+	if err := owned(p.Run, os.Geteuid()); err != nil {
+		return fmt.Errorf("run directory %s: %w (choose another with --run-root or %s)", p.Run, err, RunVariable)
+	}
+	return nil
+}
+
+// owned checks that a directory is one, belongs to uid, and lets nobody else write.
+func owned(dir string, uid int) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return err
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return errors.New("not a directory")
+	case int(st.Uid) != uid:
+		return fmt.Errorf("belongs to user %d, not to %d", st.Uid, uid)
+	case st.Mode&0o022 != 0:
+		return fmt.Errorf("others may write to it (mode %04o)", st.Mode&0o7777)
+	}
+	return nil
+}
+
+// Containers, Images and Volumes are the directories of the three stores.
+func (p *Places) Containers() string { return filepath.Join(p.Root, "containers") }
+func (p *Places) Images() string     { return filepath.Join(p.Root, "images") }
+func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
+
+// Environ returns the assignments by which a child process finds the same places.
+func (p *Places) Environ() []string {
+	return []string{RootVariable + "=" + p.Root, RunVariable + "=" + p.Run}
+}
+
+// Guest is the guest image: what a VM boots.
+type Guest struct {
+	Dir       string
+	Kernel    string // Dir/vmlinuz
+	Initramfs string // Dir/initramfs
+}
+
+// FindGuest looks for the guest image: where MANIS_GUEST says, or, beside this
+// executable, where make build or make install put it.
+func FindGuest() (*Guest, error) {
+	if dir := os.Getenv(GuestVariable); dir != "" {
+		dir, err := filepath.Abs(dir)
+		if err != nil {
+			return nil, fmt.Errorf("find the guest image: %w", err)
+		}
+		return guestIn([]string{dir})
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find the guest image: %w (set %s)", err, GuestVariable)
+	}
+	// A link in ~/bin leads to the installation.
+	if real, err := filepath.EvalSymlinks(exe); err == nil {
+		exe = real
+	}
+	return guestIn(guestDirs(exe))
+}
+
+// guestDirs are the directories that may hold the guest image of an executable.
+func guestDirs(exe string) []string {
+	prefix := filepath.Dir(filepath.Dir(exe))
+	return []string{
+		filepath.Join(prefix, "guest", "image"),
+		filepath.Join(prefix, "lib", "manis"),
+		filepath.Join(prefix, "share", "manis"),
+	}
+}
+
+func guestIn(dirs []string) (*Guest, error) {
+	for _, dir := range dirs {
+		g := &Guest{Dir: dir, Kernel: filepath.Join(dir, "vmlinuz"), Initramfs: filepath.Join(dir, "initramfs")}
+		if regular(g.Kernel) && regular(g.Initramfs) {
+			return g, nil
+		}
+	}
+	return nil, fmt.Errorf("find the guest image: no vmlinuz and initramfs in %v (build them with make build, or set %s)", dirs, GuestVariable)
+}
+
+func regular(path string) bool {
+	fi, err := os.Stat(path)
+	return err == nil && fi.Mode().IsRegular()
+}
+
+func first(values ...string) string {
+	for _, v := range values {
+		if v != "" {
+			return v
+		}
+	}
+	return ""
+}
