@@ -1,7 +1,7 @@
-// Package wire multiplexes the one byte stream between a host and an agent: a
-// yamux session whose first stream speaks ttrpc and whose further streams
-// carry raw bytes, each introduced by a token. The host opens every stream, so a
-// hostile guest has nothing to offer but answers. Each stream has a
+// Package wire multiplexes the one byte stream between a host and an agent, or
+// a front end and a monitor: a yamux session whose first stream speaks ttrpc and whose further streams
+// carry raw bytes, each introduced by a token. The side that asks opens every
+// stream, so a hostile guest has nothing to offer but answers. Each stream has a
 // bounded window: a reader that stops stops its writer, and nothing else.
 //
 // The package knows nothing of what is said on the streams.
@@ -52,68 +52,69 @@ func config() *yamux.Config {
 	return c
 }
 
-// Host is the host's end of the connection.
-type Host struct {
+// Client is the end that asks: the host towards an agent, or a front end
+// towards a monitor.
+type Client struct {
 	mux     *yamux.Session
 	control *ttrpc.Client
 	tokens  atomic.Uint64
 }
 
-// NewHost starts the session on conn, which it owns from now on. It does not
-// wait for the guest: what is sent before the agent listens is kept by the VMM.
-func NewHost(conn io.ReadWriteCloser) (*Host, error) {
+// NewClient starts the session on conn, which it owns from now on. It does not
+// wait for the other side: what is sent before an agent listens is kept by the VMM.
+func NewClient(conn io.ReadWriteCloser) (*Client, error) {
 	mux, err := yamux.Client(conn, config())
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("start session with the agent: %w", err)
+		return nil, fmt.Errorf("start session: %w", err)
 	}
-	h := &Host{mux: mux}
-	stream, err := h.open(controlToken)
+	c := &Client{mux: mux}
+	stream, err := c.open(controlToken)
 	if err != nil {
 		mux.Close()
 		return nil, err
 	}
-	h.control = ttrpc.NewClient(stream)
-	return h, nil
+	c.control = ttrpc.NewClient(stream)
+	return c, nil
 }
 
 // Control returns the ttrpc client; it lives as long as the session.
-func (h *Host) Control() *ttrpc.Client { return h.control }
+func (c *Client) Control() *ttrpc.Client { return c.control }
 
 // Stream opens a byte stream and returns it with the token by which a request
 // refers to it. The caller closes it. Close ends the writing direction: the
 // other side reads to the end and then sees EOF.
-func (h *Host) Stream() (net.Conn, uint64, error) {
-	token := h.tokens.Add(1)
-	stream, err := h.open(token)
+func (c *Client) Stream() (net.Conn, uint64, error) {
+	token := c.tokens.Add(1)
+	stream, err := c.open(token)
 	return stream, token, err
 }
 
-func (h *Host) open(token uint64) (net.Conn, error) {
-	stream, err := h.mux.OpenStream()
+func (c *Client) open(token uint64) (net.Conn, error) {
+	stream, err := c.mux.OpenStream()
 	if err != nil {
-		return nil, fmt.Errorf("open stream to the agent: %w", err)
+		return nil, fmt.Errorf("open stream: %w", err)
 	}
 	var head [8]byte
 	binary.BigEndian.PutUint64(head[:], token)
 	if _, err := stream.Write(head[:]); err != nil {
 		stream.Close()
-		return nil, fmt.Errorf("open stream to the agent: %w", err)
+		return nil, fmt.Errorf("open stream: %w", err)
 	}
 	return stream, nil
 }
 
 // Done is closed when the connection has ended, from either side.
-func (h *Host) Done() <-chan struct{} { return h.mux.CloseChan() }
+func (c *Client) Done() <-chan struct{} { return c.mux.CloseChan() }
 
 // Close ends the session and every stream of it.
-func (h *Host) Close() error {
-	h.control.Close()
-	return h.mux.Close()
+func (c *Client) Close() error {
+	c.control.Close()
+	return c.mux.Close()
 }
 
-// Guest is the agent's end of the connection.
-type Guest struct {
+// Server is the end that answers: the agent, or a monitor.
+type Server struct {
 	mux *yamux.Session
 
 	mu      sync.Mutex
@@ -122,45 +123,45 @@ type Guest struct {
 	err     error
 }
 
-// NewGuest starts the agent's end on conn, which it owns from now on.
-func NewGuest(conn io.ReadWriteCloser) (*Guest, error) {
+// NewServer starts the answering end on conn, which it owns from now on.
+func NewServer(conn io.ReadWriteCloser) (*Server, error) {
 	mux, err := yamux.Server(conn, config())
 	if err != nil {
-		return nil, fmt.Errorf("start session with the host: %w", err)
+		return nil, fmt.Errorf("start session: %w", err)
 	}
-	g := &Guest{mux: mux, streams: make(map[uint64]net.Conn)}
-	g.arrived = sync.NewCond(&g.mu)
-	return g, nil
+	s := &Server{mux: mux, streams: make(map[uint64]net.Conn)}
+	s.arrived = sync.NewCond(&s.mu)
+	return s, nil
 }
 
 // Serve answers requests with server until the connection ends or ctx is
 // cancelled, and returns why it ended.
-func (g *Guest) Serve(ctx context.Context, server *ttrpc.Server) error {
-	control := &oneConn{conns: make(chan net.Conn, 1), done: g.mux.CloseChan(), addr: g.mux.Addr()}
+func (s *Server) Serve(ctx context.Context, server *ttrpc.Server) error {
+	control := &oneConn{conns: make(chan net.Conn, 1), done: s.mux.CloseChan(), addr: s.mux.Addr()}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, control) }()
-	stop := context.AfterFunc(ctx, func() { g.mux.Close() })
+	stop := context.AfterFunc(ctx, func() { s.mux.Close() })
 	defer stop()
 
-	err := g.accept(control.conns)
-	g.mu.Lock()
-	g.err = err
-	for token, stream := range g.streams {
+	err := s.accept(control.conns)
+	s.mu.Lock()
+	s.err = err
+	for token, stream := range s.streams {
 		stream.Close()
-		delete(g.streams, token)
+		delete(s.streams, token)
 	}
-	g.arrived.Broadcast()
-	g.mu.Unlock()
+	s.arrived.Broadcast()
+	s.mu.Unlock()
 	server.Close()
 	<-served
 	return err
 }
 
-func (g *Guest) accept(control chan<- net.Conn) error {
+func (s *Server) accept(control chan<- net.Conn) error {
 	for {
-		stream, err := g.mux.AcceptStream()
+		stream, err := s.mux.AcceptStream()
 		if err != nil {
-			return fmt.Errorf("session with the host ended: %w", err)
+			return fmt.Errorf("session ended: %w", err)
 		}
 		// The host writes the token together with the opening, so this read
 		// waits for nobody but the link.
@@ -178,43 +179,43 @@ func (g *Guest) accept(control chan<- net.Conn) error {
 			}
 			continue
 		}
-		g.mu.Lock()
-		if len(g.streams) >= maxUnclaimed {
+		s.mu.Lock()
+		if len(s.streams) >= maxUnclaimed {
 			stream.Close()
 		} else {
-			g.streams[token] = stream
-			g.arrived.Broadcast()
+			s.streams[token] = stream
+			s.arrived.Broadcast()
 		}
-		g.mu.Unlock()
+		s.mu.Unlock()
 	}
 }
 
 // Claim returns the stream with this token and waits for its arrival when the
 // request that names it was faster. The caller closes it.
-func (g *Guest) Claim(ctx context.Context, token uint64) (net.Conn, error) {
+func (s *Server) Claim(ctx context.Context, token uint64) (net.Conn, error) {
 	if token == controlToken {
 		return nil, errors.New("claim stream: token 0 is the control stream")
 	}
 	stop := context.AfterFunc(ctx, func() {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		g.arrived.Broadcast()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.arrived.Broadcast()
 	})
 	defer stop()
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for {
-		if stream, ok := g.streams[token]; ok {
-			delete(g.streams, token)
+		if stream, ok := s.streams[token]; ok {
+			delete(s.streams, token)
 			return stream, nil
 		}
-		if g.err != nil {
-			return nil, g.err
+		if s.err != nil {
+			return nil, s.err
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("claim stream %d: %w", token, err)
 		}
-		g.arrived.Wait()
+		s.arrived.Wait()
 	}
 }
 
@@ -236,3 +237,14 @@ func (l *oneConn) Accept() (net.Conn, error) {
 
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return l.addr }
+
+// Names of an earlier day, until their last user has moved.
+type (
+	Host  = Client
+	Guest = Server
+)
+
+var (
+	NewHost  = NewClient
+	NewGuest = NewServer
+)
