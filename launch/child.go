@@ -26,7 +26,7 @@ func runtimeAfterForkInChild()
 //go:noinline
 //go:norace
 //go:nocheckptr
-func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, pipe uintptr) (uintptr, syscall.Errno) {
+func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr) (uintptr, syscall.Errno) {
 	runtimeBeforeFork()
 	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
 	if errno != 0 || pid != 0 {
@@ -34,17 +34,31 @@ func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, pipe ui
 		return pid, errno
 	}
 	runtimeAfterForkInChild()
-	run(steps, slots, pipe)
+	run(steps, slots, pipe, answer)
 	return 0, 0
 }
 
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func run(steps []step, slots *[maxSlots]uintptr, pipe uintptr) {
+func run(steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr) {
 	var r report
 	for i := range steps {
 		s := &steps[i]
+		if s.mode == meet {
+			r = report{step: uint32(i)}
+			syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r))
+			// Without the child's copy of the writing end, the read ends when
+			// the parent refuses or dies.
+			syscall.RawSyscall(unix.SYS_CLOSE, answer[1], 0, 0)
+			var yes byte
+			if n, _, _ := syscall.RawSyscall(unix.SYS_READ, answer[0], uintptr(unsafe.Pointer(&yes)), 1); n != 1 {
+				r.errno = uint32(unix.ECANCELED)
+				break
+			}
+			r = report{}
+			continue
+		}
 		a := s.args
 		for j := range s.from {
 			if s.from[j] > 0 {

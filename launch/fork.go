@@ -70,6 +70,13 @@ func Fork(p *Program, attr Attr, reap bool) (Child, error) {
 		return Child{}, os.NewSyscallError("pipe2", err)
 	}
 	defer unix.Close(pipe[0])
+	answer := [2]int{-1, -1}
+	if len(p.meets) > 0 {
+		if err := unix.Pipe2(answer[:], unix.O_CLOEXEC); err != nil {
+			unix.Close(pipe[1])
+			return Child{}, os.NewSyscallError("pipe2", err)
+		}
+	}
 
 	// The kernel writes the pidfd through an address that Go cannot see as a
 	// pointer: it must be on the heap and stay there.
@@ -89,18 +96,21 @@ func Fork(p *Program, attr Attr, reap bool) (Child, error) {
 	}
 	var slots [maxSlots]uintptr
 	syscall.ForkLock.Lock()
-	pid, errno := forkAndRun(args, p.steps, &slots, uintptr(pipe[1]))
+	pid, errno := forkAndRun(args, p.steps, &slots, uintptr(pipe[1]), [2]uintptr{uintptr(answer[0]), uintptr(answer[1])})
 	syscall.ForkLock.Unlock()
 	unix.Close(pipe[1])
+	if answer[0] >= 0 {
+		unix.Close(answer[0])
+	}
 	if errno != 0 {
+		if answer[1] >= 0 {
+			unix.Close(answer[1])
+		}
 		return Child{}, os.NewSyscallError("clone3", errno)
 	}
 	child := Child{PID: int(pid), FD: int(*pidfd)}
-
-	var r report
-	buf := (*[unsafe.Sizeof(r)]byte)(unsafe.Pointer(&r))[:]
-	n, err := readFull(pipe[0], buf)
-	if err == nil && n == 0 {
+	err := follow(p, child.PID, pipe[0], answer[1])
+	if err == nil {
 		return child, nil
 	}
 	if reap {
@@ -115,10 +125,44 @@ func Fork(p *Program, attr Attr, reap bool) (Child, error) {
 		unix.Close(child.FD)
 		child.FD = -1
 	}
-	if err != nil || n != len(buf) || int(r.step) >= len(p.steps) {
-		return child, errors.New("start process: it ended before it could execute")
+	return child, err
+}
+
+// follow reads what the child reports until it has executed, which closes
+// the pipe, and answers its meetings. It closes answer.
+func follow(p *Program, pid, pipe, answer int) error {
+	met := 0
+	var refused error
+	hangUp := func() {
+		if answer >= 0 {
+			unix.Close(answer)
+			answer = -1
+		}
 	}
-	return child, &StepError{Step: p.what[r.step], Exec: p.steps[r.step].mode == exec, Err: syscall.Errno(r.errno)}
+	defer hangUp()
+	for {
+		var r report
+		buf := (*[unsafe.Sizeof(r)]byte)(unsafe.Pointer(&r))[:]
+		n, err := readFull(pipe, buf)
+		switch {
+		case err == nil && n == 0 && refused == nil && met == len(p.meets):
+			return nil
+		case refused != nil:
+			return refused
+		case err != nil || n != len(buf) || int(r.step) >= len(p.steps):
+			return errors.New("start process: it ended before it could execute")
+		case r.errno == 0 && met < len(p.meets) && p.meets[met].step == int(r.step):
+			if err := p.meets[met].do(pid); err != nil {
+				refused = fmt.Errorf("%s: %w", p.what[r.step], err)
+				hangUp()
+			} else if _, err := unix.Write(answer, []byte{1}); err != nil {
+				refused = fmt.Errorf("%s: %w", p.what[r.step], err)
+			}
+			met++
+		default:
+			return &StepError{Step: p.what[r.step], Exec: p.steps[r.step].mode == exec, Err: syscall.Errno(r.errno)}
+		}
+	}
 }
 
 func readFull(fd int, buf []byte) (int, error) {

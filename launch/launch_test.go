@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -111,6 +112,43 @@ func TestUserNamespaceWithOwnRoot(t *testing.T) {
 	}
 	if !strings.HasPrefix(got, "1 bin lib") || strings.Contains(got, "proc") {
 		t.Errorf("output %q, want PID 1 in a root of its own", got)
+	}
+}
+
+func TestMeet(t *testing.T) {
+	var met []int
+	note := func(pid int) error {
+		met = append(met, pid)
+		return nil
+	}
+	got, _, err := output(t, launch.Attr{}, func(p *launch.Program, stdout int) {
+		p.Meet("first", note)
+		p.Files([]int{-1, stdout, stdout})
+		p.Meet("second", note)
+		p.Exec([]string{"/bin/sh"}, []string{"sh", "-c", "echo $$"}, nil)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ := strconv.Atoi(strings.TrimSpace(got))
+	if len(met) != 2 || met[0] != pid || met[1] != pid {
+		t.Errorf("the parent met %v, want process %d twice", met, pid)
+	}
+}
+
+func TestMeetRefused(t *testing.T) {
+	no := errors.New("no")
+	dir := t.TempDir()
+	_, _, err := output(t, launch.Attr{}, func(p *launch.Program, _ int) {
+		p.Meet("ask parent", func(int) error { return no })
+		p.Mkdir(dir+"/after", 0o755)
+		p.Exec([]string{"/bin/true"}, []string{"true"}, nil)
+	})
+	if !errors.Is(err, no) || !strings.HasPrefix(err.Error(), "ask parent: ") {
+		t.Errorf("error %v, want the parent's", err)
+	}
+	if _, err := os.Stat(dir + "/after"); err == nil {
+		t.Error("the child went on after the parent refused")
 	}
 }
 

@@ -20,6 +20,7 @@ const (
 	may                  // go on
 	exec                 // an attempt to execute: go on, remember the error
 	mayExist             // EEXIST is well, everything else is not
+	meet                 // no system call: wait until the parent has done its part
 )
 
 // step is one system call of the child. It must stay free of pointers that
@@ -41,6 +42,7 @@ type Program struct {
 	what  []string
 	keep  []any
 	slots int
+	meets []meeting
 	pin   runtime.Pinner
 	err   error
 }
@@ -116,6 +118,21 @@ func (p *Program) strings(list []string) uintptr {
 	p.pin.Pin(&ptrs[0])
 	p.keep = append(p.keep, ptrs)
 	return uintptr(unsafe.Pointer(&ptrs[0]))
+}
+
+// meeting is the parent's part of a step.
+type meeting struct {
+	step int
+	do   func(pid int) error
+}
+
+// Meet appends a step at which the child waits until the parent has run do
+// with the child's PID in the parent's PID namespace: for what the child may not
+// do itself, like mapping several users into its user namespace. An error of do
+// ends the child and is what starting returns.
+func (p *Program) Meet(what string, do func(pid int) error) {
+	p.add(what, meet, 0)
+	p.meets = append(p.meets, meeting{len(p.steps) - 1, do})
 }
 
 // Release frees the memory that the program holds for its child. It must not
