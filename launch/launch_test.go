@@ -115,6 +115,21 @@ func TestUserNamespaceWithOwnRoot(t *testing.T) {
 	}
 }
 
+func TestManyFiles(t *testing.T) {
+	dir := t.TempDir()
+	if _, _, err := output(t, launch.Attr{}, func(p *launch.Program, _ int) {
+		for i := range 1000 {
+			p.CreateFile(dir+"/"+itoa(i), 0o644)
+		}
+		p.Exec([]string{"/bin/true"}, []string{"true"}, nil)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 1000 {
+		t.Errorf("%d files, %v; want 1000", len(list), err)
+	}
+}
+
 func TestMeet(t *testing.T) {
 	var met []int
 	note := func(pid int) error {

@@ -42,6 +42,7 @@ type Program struct {
 	what  []string
 	keep  []any
 	slots int
+	free  []Slot
 	meets []meeting
 	pin   runtime.Pinner
 	err   error
@@ -79,6 +80,11 @@ func (p *Program) add(what string, m mode, nr uintptr, args ...any) *step {
 }
 
 func (p *Program) slot() Slot {
+	if n := len(p.free); n > 0 {
+		s := p.free[n-1]
+		p.free = p.free[:n-1]
+		return s
+	}
 	if p.slots == maxSlots {
 		p.fail(fmt.Errorf("prepare process: more than %d descriptors in use", maxSlots))
 		return 0
@@ -157,8 +163,11 @@ func (p *Program) Open(path string, flags int, perm uint32) Slot {
 	return s
 }
 
-// Close closes a descriptor that Open returned.
-func (p *Program) Close(s Slot) { p.add("close", must, unix.SYS_CLOSE, s) }
+// Close closes a descriptor that Open returned; the slot is not to be used again.
+func (p *Program) Close(s Slot) {
+	p.add("close", must, unix.SYS_CLOSE, s)
+	p.free = append(p.free, s)
+}
 
 // WriteFile appends opening, writing at once and closing of a file that
 // exists, like those of /proc.
