@@ -1,0 +1,74 @@
+# Two commands do everything: make run, make test. See README.md.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+GO      := scripts/go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+export CGO_ENABLED = 0
+BUILD   := $(GO) build -trimpath
+LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
+
+.PHONY: run test build binaries guest kernel initramfs install setup setup-test \
+	check unit e2e bench fuzz docs clean
+
+# A first container in a VM, on a fresh machine, with no registry at hand.
+run: setup build
+	@scripts/first-run
+
+setup:
+	@scripts/setup run
+
+setup-test:
+	@scripts/setup test
+
+build: binaries guest
+
+binaries:
+	@mkdir -p bin
+	$(BUILD) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/manis
+
+# The guest image: kernel (minutes, once) and initramfs, where bin/manis finds them.
+guest: kernel initramfs
+
+kernel:
+	@guest/kernel/build
+
+initramfs:
+	@mkdir -p build guest/image
+	$(BUILD) -ldflags "-s -w -X manis/version.Version=$(VERSION)" -o build/manis-agent ./cmd/manis-agent
+	@$(GO) run ./guest/initramfs/mkinitramfs -o guest/image/initramfs build/manis-agent
+
+install:
+	install -D -m 755 bin/manis $(DESTDIR)$(PREFIX)/bin/manis
+	install -D -m 644 guest/image/vmlinuz $(DESTDIR)$(PREFIX)/lib/manis/vmlinuz
+	install -D -m 644 guest/image/initramfs $(DESTDIR)$(PREFIX)/lib/manis/initramfs
+
+# Everything needed to trust a change.
+test: setup-test build check unit e2e
+
+check:
+	@unformatted=$$($(GO) fmt ./... ); test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+
+# Rooms by themselves; those that need one boot a VM.
+unit:
+	$(GO) test -count=1 -timeout 20m $$($(GO) list ./... | grep -v '^manis/test/')
+
+# The whole product, as its users run it.
+e2e:
+	$(GO) test -count=1 -timeout 30m ./test/...
+
+bench: setup-test build
+	$(GO) run ./bench
+
+# FUZZTIME per target.
+FUZZTIME ?= 20s
+fuzz:
+	@scripts/fuzz $(FUZZTIME)
+
+docs: binaries
+	bin/manis docs docs
+
+clean:
+	rm -rf bin build guest/image
