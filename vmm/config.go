@@ -1,0 +1,219 @@
+package vmm
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+)
+
+// Bounds of a Config. A guest below MinMemory has no room for its kernel.
+const (
+	MinMemory = 64 << 20
+	MaxVCPUs  = 128
+	// MaxDisks, MaxShares and MaxEntries bound what one VM is started with.
+	MaxDisks   = 20
+	MaxShares  = 4
+	MaxEntries = 128
+)
+
+// Config describes a VM. The zero value of a field is its default, where one
+// is named.
+type Config struct {
+	// Kernel is the path of a Linux kernel image, Initrd of its initial file
+	// system; empty is none.
+	Kernel, Initrd string
+	// Cmdline holds words that are added to the kernel's command line after the
+	// driver's own.
+	Cmdline []string
+	// MemoryBytes is the guest's RAM, a multiple of 1 MiB.
+	MemoryBytes uint64
+	// VCPUs is the number of virtual processors; 0 means 1.
+	VCPUs int
+	// Disks appear in the guest in this order, each found by its serial.
+	Disks []Disk
+	// Shares are host directories that the guest can mount.
+	Shares []Share
+	// NIC is the network interface; nil is none.
+	NIC *NIC
+	// Accel is resolved by the caller: a driver does not guess. Empty means AccelTCG.
+	Accel Accel
+	// ConsoleLimit is how many of the console's last bytes are kept; 0 means 64 KiB.
+	ConsoleLimit int
+	// RunDir is an existing directory of the caller in which the driver may
+	// make temporary entries, removed by Kill. Empty: the driver makes one.
+	RunDir string
+	// Cgroup is where the monitor's process is placed; the zero value leaves it
+	// with its parent.
+	Cgroup Cgroup
+	// Unjailed starts the monitor without confinement. It is for debugging and never a default.
+	Unjailed bool
+}
+
+// Accel says what executes the guest's code.
+type Accel string
+
+const (
+	AccelKVM Accel = "kvm"
+	AccelTCG Accel = "tcg"
+)
+
+// Sync says what a disk's flush does.
+type Sync int
+
+const (
+	// SyncFlush: writes are cached by the host, a flush of the guest reaches the disk.
+	SyncFlush Sync = iota
+	// SyncUnsafe ignores flushes, for disks whose content dies with the VM.
+	SyncUnsafe
+)
+
+// Disk is a raw image attached by virtio-blk.
+type Disk struct {
+	// Serial is how the guest finds it: 1 to 20 letters, digits, '-', '_' or '.'.
+	Serial string
+	// File is a regular file or block device opened for what ReadOnly says.
+	File     *os.File
+	ReadOnly bool
+	Sync     Sync
+}
+
+// Share is a 9p export with one directory entry per Entry.
+type Share struct {
+	// Tag is how the guest names it in mount: 1 to 31 characters as in Serial.
+	Tag string
+	// MapOwnership keeps owners, modes and device nodes that the guest sets in
+	// extended attributes, so that it may chown freely while on the host
+	// every file belongs to the VMM's user. Without it they are the host's own, as
+	// far as the VMM's user may set them.
+	MapOwnership bool
+	Entries      []ShareEntry
+}
+
+// ShareEntry is one host directory, or file, of a Share.
+type ShareEntry struct {
+	// Name of the entry at the top of the export: characters as in Serial.
+	Name string
+	// HostPath is absolute; symbolic links in it are followed at the start.
+	HostPath string
+	// ReadOnly is enforced by the host, below all mounts in HostPath.
+	ReadOnly bool
+	// File: HostPath is not a directory.
+	File bool
+}
+
+// NIC is a virtio network interface.
+type NIC struct {
+	// MAC is a unicast Ethernet address like 52:54:00:12:34:56.
+	MAC string
+	// Conn is one end of a stream socket pair. Frames are preceded by their
+	// length as 32 bits, big endian.
+	Conn *os.File
+}
+
+// Cgroup names the control group of the monitor's process and what it may use
+// besides the guest's memory.
+type Cgroup struct {
+	// Path is relative to each hierarchy's root, like "manis/web-1". It is
+	// created, and removed at the end. Empty: no group.
+	Path string
+	// MemoryBytes limits the group; 0 is no limit.
+	MemoryBytes uint64
+	// PIDs limits the number of threads; 0 is no limit.
+	PIDs int64
+}
+
+// Check says what is wrong with c, in words for the person who asked for it.
+func (c *Config) Check() error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
+	}
+	switch {
+	case c.Kernel == "":
+		return fail("no kernel")
+	case c.MemoryBytes < MinMemory:
+		return fail("%d MiB of memory are too few, a VM needs at least %d MiB", c.MemoryBytes>>20, MinMemory>>20)
+	case c.MemoryBytes%(1<<20) != 0:
+		return fail("memory of %d bytes is not a multiple of 1 MiB", c.MemoryBytes)
+	case c.MemoryBytes > 1<<40:
+		return fail("%d GiB of memory are more than the 1024 GiB that a VM can have", c.MemoryBytes>>30)
+	case c.VCPUs < 0 || c.VCPUs > MaxVCPUs:
+		return fail("%d processors, a VM has 1 to %d", c.VCPUs, MaxVCPUs)
+	case c.Accel != "" && c.Accel != AccelKVM && c.Accel != AccelTCG:
+		return fail("accelerator %q is neither %s nor %s", c.Accel, AccelKVM, AccelTCG)
+	case c.ConsoleLimit < 0:
+		return fail("negative console limit")
+	case len(c.Disks) > MaxDisks:
+		return fail("%d disks, a VM starts with at most %d", len(c.Disks), MaxDisks)
+	case len(c.Shares) > MaxShares:
+		return fail("%d shares, a VM has at most %d", len(c.Shares), MaxShares)
+	}
+	for _, word := range c.Cmdline {
+		if word == "" || strings.ContainsAny(word, " \t\n\x00\"") {
+			return fail("%q is not one word of a kernel command line", word)
+		}
+	}
+	seen := map[string]bool{}
+	for _, d := range c.Disks {
+		if !plain(d.Serial, 20) || seen[d.Serial] {
+			return fail("disk serial %q is not 1 to 20 letters, digits, '-', '_', '.', or not unique", d.Serial)
+		}
+		seen[d.Serial] = true
+		if d.File == nil {
+			return fail("disk %s has no file", d.Serial)
+		}
+	}
+	tags := map[string]bool{}
+	for _, s := range c.Shares {
+		if !plain(s.Tag, 31) || tags[s.Tag] {
+			return fail("share tag %q is not 1 to 31 letters, digits, '-', '_', '.', or not unique", s.Tag)
+		}
+		tags[s.Tag] = true
+		if err := checkEntries(s); err != nil {
+			return fail("share %s: %v", s.Tag, err)
+		}
+	}
+	if c.NIC != nil {
+		mac, err := net.ParseMAC(c.NIC.MAC)
+		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			return fail("%q is not a unicast Ethernet address", c.NIC.MAC)
+		}
+		if c.NIC.Conn == nil {
+			return fail("the network interface has no connection")
+		}
+	}
+	return nil
+}
+
+func checkEntries(s Share) error {
+	if len(s.Entries) > MaxEntries {
+		return fmt.Errorf("%d entries, at most %d", len(s.Entries), MaxEntries)
+	}
+	names := map[string]bool{}
+	for _, e := range s.Entries {
+		if !plain(e.Name, 64) || names[e.Name] {
+			return fmt.Errorf("entry name %q is not 1 to 64 letters, digits, '-', '_', '.', or not unique", e.Name)
+		}
+		names[e.Name] = true
+		if !strings.HasPrefix(e.HostPath, "/") || strings.IndexByte(e.HostPath, 0) >= 0 {
+			return fmt.Errorf("host path %q is not absolute", e.HostPath)
+		}
+	}
+	return nil
+}
+
+// plain reports whether s can be part of a file name and of a monitor's
+// option without quoting.
+func plain(s string, most int) bool {
+	if s == "" || len(s) > most || s[0] == '.' || s[0] == '-' {
+		return false
+	}
+	for _, c := range []byte(s) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.':
+		default:
+			return false
+		}
+	}
+	return true
+}

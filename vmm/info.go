@@ -1,0 +1,57 @@
+package vmm
+
+// Reason is why a VM ended.
+type Reason string
+
+const (
+	// PowerOff: the guest switched itself off.
+	PowerOff Reason = "poweroff"
+	// Reset: the guest rebooted, which ends a VM of ours.
+	Reset Reason = "reset"
+	// Panic: the guest's kernel gave up; the console says why.
+	Panic Reason = "panic"
+	// Killed: by Kill, or by a signal from outside.
+	Killed Reason = "killed"
+	// Failed: the monitor itself gave up.
+	Failed Reason = "failed"
+)
+
+// Exit is how a VM ended.
+type Exit struct {
+	Reason Reason
+	// Detail is one line for people; it may quote the monitor's messages.
+	Detail string
+}
+
+// Info describes a running VM.
+type Info struct {
+	// Driver is the name of the monitor, Version its own.
+	Driver  string `json:"driver"`
+	Version string `json:"version"`
+	PID     int    `json:"pid"`
+	Accel   Accel  `json:"accel"`
+	// Args is the monitor's command line.
+	Args []string `json:"args"`
+	// MemoryBytes is the guest's RAM.
+	MemoryBytes uint64 `json:"memory_bytes"`
+	VCPUs       int    `json:"vcpus"`
+	// Jail lists what confines the monitor, each verified from outside.
+	Jail []Confinement `json:"jail"`
+	// Start is how long each phase of the start took, in order.
+	Start []Phase `json:"start"`
+}
+
+// Confinement is one fact about the monitor's jail.
+type Confinement struct {
+	Name string `json:"name"`
+	// InForce is false for what the host did not permit; Detail says why.
+	InForce bool   `json:"in_force"`
+	Detail  string `json:"detail"`
+}
+
+// Phase is a part of a VM's start.
+type Phase struct {
+	Name string `json:"name"`
+	// Nanoseconds since the beginning of Start at which the phase ended.
+	Nanoseconds int64 `json:"ns"`
+}

@@ -1,0 +1,248 @@
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"manis/launch"
+)
+
+// ErrUnsupported: the host does not permit the jail. The message says what to do.
+var ErrUnsupported = errors.New("this host does not permit the jail")
+
+// SharesDir is where shares appear inside the jail.
+const SharesDir = "/shares"
+
+// LibraryDir is where shared libraries appear inside the jail.
+const LibraryDir = "/lib"
+
+// Config is what a jailed process is given.
+type Config struct {
+	// Closure is the program with all that the loader needs.
+	Closure *Closure
+	// Args follow the program's name.
+	Args []string
+	// Files are read-only files besides the closure.
+	Files []File
+	// Shares appear below SharesDir.
+	Shares []Share
+	// Descriptors become 0, 1, 2, ... of the process; nil leaves one closed. They
+	// remain the caller's.
+	Descriptors []*os.File
+	// Dir is an existing directory that may serve as mount point; nothing is written to it.
+	Dir string
+	// KVM gives access to /dev/kvm.
+	KVM bool
+	// User is the host's user and group for the process when root starts it
+	// without Shares; see Identity. Ignored for ordinary users.
+	User uint32
+}
+
+// File is a host file that the jail shows.
+type File struct{ Host, Inside string }
+
+// Share is a directory inside the jail that holds host directories and files.
+type Share struct {
+	Name    string
+	Entries []Entry
+}
+
+// Entry is one host directory or file of a Share.
+type Entry struct {
+	Name, Host     string
+	ReadOnly, File bool
+}
+
+// namespaces are those that every jail has of its own. The user namespace is
+// entered at another moment by root.
+const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC |
+	unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
+
+// Process is a jailed process.
+type Process struct {
+	*launch.Process
+	identity identity
+}
+
+// Start starts the process and returns when it executes the program.
+func Start(c Config) (*Process, error) {
+	id := identify(&c)
+	p := new(launch.Program)
+	defer p.Release()
+	attr := launch.Attr{Namespaces: namespaces}
+
+	// The write that follows DieWithParent finds the parent alive only while
+	// it holds the reading end.
+	var alive [2]int
+	if err := unix.Pipe2(alive[:], unix.O_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	defer unix.Close(alive[0])
+	defer unix.Close(alive[1])
+
+	if !id.root {
+		attr.Namespaces |= unix.CLONE_NEWUSER
+		id.mapSelf(p)
+	}
+	p.Call("set umask", unix.SYS_UMASK, 0o022)
+	p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	furnish(p, &c, id)
+	p.PivotRoot(".")
+
+	p.Call("name host", unix.SYS_SETHOSTNAME, "vm", 2)
+	p.Call("name domain", unix.SYS_SETDOMAINNAME, "", 0)
+	setLimits(p)
+	if id.root {
+		id.enter(p)
+	}
+	p.BoundCapabilities(id.caps, lastCapability())
+	p.KeepCapabilities()
+	p.User(id.uid, id.gid)
+	p.Capabilities(id.caps, id.caps, id.caps, id.caps)
+	p.NoNewPrivileges()
+	p.Setsid()
+	p.DieWithParent()
+	p.Call("close", unix.SYS_CLOSE, alive[0])
+	p.Call("find the parent", unix.SYS_WRITE, alive[1], []byte{0}, 1)
+
+	fds := make([]int, len(c.Descriptors))
+	for i, f := range c.Descriptors {
+		fds[i] = -1
+		if f != nil {
+			fds[i] = int(f.Fd())
+		}
+	}
+	p.Files(fds)
+	argv := append([]string{c.Closure.Program}, c.Args...)
+	p.Exec([]string{c.Closure.Program}, argv, []string{"LD_LIBRARY_PATH=" + LibraryDir})
+
+	proc, err := launch.Start(p, attr, nil)
+	if err != nil {
+		return nil, explain(err)
+	}
+	return &Process{Process: proc, identity: id}, nil
+}
+
+// furnish builds the root: a tmpfs mounted over Dir, which becomes the working
+// directory, with a bind mount for every file. Then all of it is made
+// read-only, and the shares are mounted into it, which must stay as they are.
+func furnish(p *launch.Program, c *Config, id identity) {
+	p.Mount("tmpfs", c.Dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=1m,nr_inodes=4k")
+	p.Chdir(c.Dir)
+	r := room{p: p, dirs: map[string]bool{".": true}}
+	if cl := c.Closure; cl.Interpreter != "" {
+		r.file(cl.Interpreter, cl.Interpreter)
+		for _, name := range sortedKeys(cl.Libraries) {
+			r.file(cl.Libraries[name], filepath.Join(LibraryDir, name))
+		}
+		for _, path := range cl.Loads {
+			r.file(path, path)
+		}
+	}
+	r.file(c.Closure.Program, c.Closure.Program)
+	for _, f := range c.Files {
+		r.file(f.Host, f.Inside)
+	}
+	for _, s := range c.Shares {
+		dir := filepath.Join(SharesDir, s.Name)
+		r.mkdir(dir)
+		for _, e := range s.Entries {
+			if e.File {
+				p.CreateFile(r.relative(filepath.Join(dir, e.Name)), 0o444)
+			} else {
+				r.mkdir(filepath.Join(dir, e.Name))
+			}
+		}
+	}
+	if len(c.Shares) > 0 {
+		// A 9p server reaches extended attributes through /proc/self/fd. Its
+		// own PID namespace shows it nobody but itself.
+		r.mkdir("/proc")
+		p.Mount("proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "subset=pid,hidepid=2")
+	}
+	if c.KVM {
+		id.device(p, &r)
+	}
+	setattr(p, ".", unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if c.KVM {
+		id.bindDevice(p)
+	}
+	for _, s := range c.Shares {
+		for _, e := range s.Entries {
+			target := r.relative(filepath.Join(SharesDir, s.Name, e.Name))
+			p.Mount(e.Host, target, "", unix.MS_BIND|unix.MS_REC, "")
+			flags := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
+			if e.ReadOnly {
+				flags |= unix.MOUNT_ATTR_RDONLY
+			}
+			setattr(p, target, flags)
+		}
+	}
+}
+
+// setattr sets flags on the mount at path and all below it. It only ever
+// adds flags, so those that a user namespace must keep are kept.
+func setattr(p *launch.Program, path string, flags uint64) {
+	attr := make([]byte, 32) // struct mount_attr: set, clear, propagation, userns_fd
+	for i := range 8 {
+		attr[i] = byte(flags >> (8 * i))
+	}
+	p.Call("protect "+path, unix.SYS_MOUNT_SETATTR, unix.AT_FDCWD, path, unix.AT_RECURSIVE, attr, len(attr))
+}
+
+// room adds files to the root that is the working directory.
+type room struct {
+	p    *launch.Program
+	dirs map[string]bool
+}
+
+func (r *room) relative(path string) string { return "." + filepath.Clean("/"+path) }
+
+func (r *room) mkdir(path string) {
+	path = strings.TrimPrefix(filepath.Clean("/"+path), "/")
+	for i, c := range path + "/" {
+		if c == '/' && path[:i] != "" && !r.dirs[path[:i]] {
+			r.dirs[path[:i]] = true
+			r.p.Mkdir(path[:i], 0o755)
+		}
+	}
+}
+
+func (r *room) file(host, inside string) {
+	r.mkdir(filepath.Dir(inside))
+	target := r.relative(inside)
+	r.p.CreateFile(target, 0o444)
+	r.p.Mount(host, target, "", unix.MS_BIND, "")
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// explain turns the failure of a step into what its reader can do about it.
+func explain(err error) error {
+	var step *launch.StepError
+	switch {
+	case errors.Is(err, unix.EUSERS), errors.Is(err, unix.ENOSPC):
+		return fmt.Errorf("%w: no further user namespace is allowed (raise /proc/sys/user/max_user_namespaces): %w", ErrUnsupported, err)
+	case !errors.As(err, &step) && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: user namespaces are switched off for ordinary users "+
+			"(sysctl kernel.unprivileged_userns_clone=1, or run as root; inside a container its seccomp profile must allow clone3): %w", ErrUnsupported, err)
+	case errors.As(err, &step) && errors.Is(err, unix.ENOSYS):
+		return fmt.Errorf("%w: it needs Linux 5.12 or newer: %w", ErrUnsupported, err)
+	case errors.As(err, &step) && !step.Exec && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)):
+		return fmt.Errorf("%w: %w (a security module may restrict user namespaces: on Ubuntu see kernel.apparmor_restrict_unprivileged_userns)", ErrUnsupported, err)
+	}
+	return err
+}

@@ -1,0 +1,143 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"manis/vmm"
+	"manis/vmm/jail"
+)
+
+// AgentPort is the name of the guest's virtio-serial port for the agent, as
+// in /sys/class/virtio-ports/*/name.
+const AgentPort = "manis.agent.0"
+
+// kernelHZ is CONFIG_HZ of our guest kernel (guest/kernel/config).
+const kernelHZ = 250
+
+// translationCache bounds the memory of TCG's translated code, in MiB. QEMU's
+// default is up to 1 GiB.
+const translationCache = 64
+
+// The paths of the kernel and the initial file system inside the jail.
+const (
+	kernelPath = "/kernel"
+	initrdPath = "/initrd"
+)
+
+// The descriptors that QEMU inherits; the NIC and then the disks follow.
+const (
+	fdNull = iota
+	fdOut
+	fdErr
+	fdQMP
+	fdAgent
+	fdConsole
+	fdFree
+)
+
+// arguments returns QEMU's command line and the descriptors from fdFree on.
+func arguments(c *vmm.Config, tscKHz int) ([]string, []*os.File, error) {
+	var files []*os.File
+	inherit := func(f *os.File) int {
+		files = append(files, f)
+		return fdFree + len(files) - 1
+	}
+	mib := c.MemoryBytes >> 20
+	a := []string{
+		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-L", firmwareDir,
+		"-machine", "q35,memory-backend=ram,dump-guest-core=off,usb=off,sata=off,smbus=off,graphics=off,vmport=off,i8042=off,hpet=off",
+		"-m", fmt.Sprintf("size=%dM", mib),
+		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib),
+		"-smp", strconv.Itoa(max(c.VCPUs, 1)),
+	}
+	if c.Accel == vmm.AccelKVM {
+		a = append(a, "-accel", "kvm", "-cpu", "host")
+	} else {
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationCache), "-cpu", "max,la57=off")
+	}
+	a = append(a,
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
+		"-device", "pvpanic",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole), "-device", "isa-serial,chardev=console",
+		"-device", "virtio-serial-pci,max_ports=2,disable-legacy=on",
+		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent), "-device", "virtserialport,chardev=agent,name="+AgentPort,
+		"-device", "virtio-rng-pci,disable-legacy=on",
+	)
+	for i, d := range c.Disks {
+		fd := inherit(d.File)
+		node, err := blockNode(fmt.Sprintf("disk%d", i), i+1, d)
+		if err != nil {
+			return nil, nil, err
+		}
+		a = append(a,
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i+1),
+			"-blockdev", node,
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=%s,write-cache=on,disable-legacy=on", i, d.Serial))
+	}
+	if c.NIC != nil {
+		a = append(a,
+			"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", inherit(c.NIC.Conn)),
+			"-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,mac="+c.NIC.MAC)
+	}
+	for i, s := range c.Shares {
+		model := "none"
+		if s.MapOwnership {
+			model = "mapped-xattr"
+		}
+		a = append(a,
+			"-fsdev", fmt.Sprintf("local,id=share%d,path=%s/%s,security_model=%s,multidevs=remap", i, jail.SharesDir, s.Tag, model),
+			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=share%d,mount_tag=%s,disable-legacy=on", i, s.Tag))
+	}
+	a = append(a, "-kernel", kernelPath)
+	if c.Initrd != "" {
+		a = append(a, "-initrd", initrdPath)
+	}
+	return append(a, "-append", cmdline(c, tscKHz)), files, nil
+}
+
+// cmdline is the kernel's command line.
+func cmdline(c *vmm.Config, tscKHz int) string {
+	words := []string{"console=ttyS0", "panic=-1", "reboot=t", "quiet"}
+	if c.Accel != vmm.AccelKVM {
+		words = append(words, "no_timer_check")
+		if tscKHz > 0 {
+			// Without these the kernel calibrates against an emulated timer,
+			// which takes long and never ends on a busy host.
+			words = append(words, fmt.Sprintf("tsc_early_khz=%d", tscKHz), fmt.Sprintf("lpj=%d", tscKHz*1000/kernelHZ))
+		}
+	}
+	return strings.Join(append(words, c.Cmdline...), " ")
+}
+
+// blockNode returns the block device node for a disk whose descriptor is in set.
+func blockNode(name string, set int, d vmm.Disk) (string, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(d.File.Fd()), &st); err != nil {
+		return "", fmt.Errorf("disk %s: %w", d.Serial, err)
+	}
+	driver := "file"
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		if st.Size == 0 || st.Size%512 != 0 {
+			return "", fmt.Errorf("%w: disk %s has %d bytes, not a multiple of 512", vmm.ErrConfig, d.Serial, st.Size)
+		}
+	case unix.S_IFBLK:
+		driver = "host_device"
+	default:
+		return "", fmt.Errorf("%w: disk %s is neither a file nor a block device", vmm.ErrConfig, d.Serial)
+	}
+	b, err := json.Marshal(map[string]any{
+		"node-name": name, "driver": driver, "filename": fmt.Sprintf("/dev/fdset/%d", set),
+		"read-only": d.ReadOnly, "auto-read-only": false, "aio": "threads", "discard": "unmap",
+		"cache": map[string]bool{"direct": false, "no-flush": d.Sync == vmm.SyncUnsafe},
+	})
+	return string(b), err
+}

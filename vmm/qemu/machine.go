@@ -1,0 +1,305 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"manis/vmm"
+	"manis/vmm/jail"
+)
+
+const (
+	defaultConsole = 64 << 10
+	stderrLimit    = 8 << 10
+)
+
+// machine is one QEMU process.
+type machine struct {
+	config vmm.Config
+	args   []string
+
+	agent   net.Conn
+	monitor *monitor
+	process *jail.Process
+	console *tail
+	stderr  *tail
+	drained sync.WaitGroup // the goroutines that read console and stderr
+	dir     string         // made by us, removed by release
+	conns   []net.Conn
+
+	done chan struct{}
+
+	mu     sync.Mutex
+	begun  time.Time
+	phases []vmm.Phase
+	exit   vmm.Exit
+	killed bool
+	seen   events
+	once   sync.Once
+}
+
+// events is what QEMU said about the end.
+type events struct {
+	panicked bool
+	shutdown string // the reason
+}
+
+func (v *machine) mark(phase string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.phases = append(v.phases, vmm.Phase{Name: phase, Nanoseconds: int64(time.Since(v.begun))})
+}
+
+// spawn starts the process and everything that reads from it.
+func (v *machine) spawn(in *Installation, files []*os.File) error {
+	c := &v.config
+	if c.RunDir == "" {
+		dir, err := os.MkdirTemp("", "manis-vm-")
+		if err != nil {
+			return err
+		}
+		v.dir, c.RunDir = dir, dir
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	errR, errW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer errW.Close()
+	descriptors := []*os.File{fdNull: null, fdOut: errW, fdErr: errW}
+	var conns [3]net.Conn
+	for i := range conns {
+		conn, theirs, err := pair()
+		if err != nil {
+			errR.Close()
+			return err
+		}
+		defer theirs.Close()
+		v.conns = append(v.conns, conn)
+		conns[i] = conn
+		descriptors = append(descriptors, theirs)
+	}
+	descriptors = append(descriptors, files...)
+	if _, err := conns[0].Write([]byte(negotiate)); err != nil {
+		errR.Close()
+		return err
+	}
+	v.process, err = jail.Start(v.jail(in, descriptors))
+	if err != nil {
+		errR.Close()
+		if errors.Is(err, jail.ErrUnsupported) {
+			return fmt.Errorf("%w: %w", vmm.ErrNotJailed, err)
+		}
+		return fmt.Errorf("%w: start QEMU: %w", vmm.ErrRejected, err)
+	}
+	v.mark("spawn")
+	v.agent = conns[1]
+	v.monitor = newMonitor(conns[0], v.on)
+	limit := c.ConsoleLimit
+	if limit == 0 {
+		limit = defaultConsole
+	}
+	v.console, v.stderr = newTail(limit), newTail(stderrLimit)
+	v.drained.Go(v.monitor.run)
+	v.drained.Go(func() { v.console.drain(conns[2]) })
+	v.drained.Go(func() {
+		v.stderr.drain(errR)
+		errR.Close()
+	})
+	go v.wait()
+	return nil
+}
+
+func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
+	c := &v.config
+	j := jail.Config{
+		Closure:     in.Closure,
+		Args:        v.args,
+		Descriptors: descriptors,
+		Dir:         c.RunDir,
+		KVM:         c.Accel == vmm.AccelKVM,
+		User:        jail.UserFor(c.RunDir),
+		Files:       []jail.File{{Host: c.Kernel, Inside: kernelPath}},
+	}
+	if c.Initrd != "" {
+		j.Files = append(j.Files, jail.File{Host: c.Initrd, Inside: initrdPath})
+	}
+	for name, path := range in.Firmware {
+		j.Files = append(j.Files, jail.File{Host: path, Inside: firmwareDir + "/" + name})
+	}
+	for _, s := range c.Shares {
+		share := jail.Share{Name: s.Tag}
+		for _, e := range s.Entries {
+			share.Entries = append(share.Entries, jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File})
+		}
+		j.Shares = append(j.Shares, share)
+	}
+	return j
+}
+
+// greet waits until QEMU has built the machine.
+func (v *machine) greet(ctx context.Context) error {
+	select {
+	case <-v.monitor.greeted:
+		v.mark("machine")
+		return nil
+	case <-v.done:
+		return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
+	case <-ctx.Done():
+		return fmt.Errorf("wait for QEMU: %w", ctx.Err())
+	}
+}
+
+// on remembers an event; it runs on the monitor's goroutine.
+func (v *machine) on(e event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch e.Event {
+	case "GUEST_PANICKED":
+		v.seen.panicked = true
+	case "SHUTDOWN":
+		v.seen.shutdown = e.Data.Reason
+	}
+}
+
+// wait is the goroutine that owns the process: it ends when the process was
+// reaped and all it said was read.
+func (v *machine) wait() {
+	status := v.process.Status()
+	v.drained.Wait()
+	v.mu.Lock()
+	v.exit = v.verdict(status)
+	v.mu.Unlock()
+	close(v.done)
+}
+
+// verdict says why the process ended; v.mu is held.
+func (v *machine) verdict(status unix.WaitStatus) vmm.Exit {
+	said := readable(v.stderr.bytes())
+	with := func(s string) string {
+		if said != "" {
+			s += ": " + said
+		}
+		return s
+	}
+	switch {
+	case v.seen.panicked || v.seen.shutdown == "guest-panic":
+		return vmm.Exit{Reason: vmm.Panic, Detail: "the guest's kernel panicked" + panicLine(v.console.bytes())}
+	case v.seen.shutdown == "guest-shutdown":
+		return vmm.Exit{Reason: vmm.PowerOff, Detail: "the guest switched itself off"}
+	case v.seen.shutdown == "guest-reset":
+		return vmm.Exit{Reason: vmm.Reset, Detail: "the guest rebooted"}
+	case v.killed:
+		return vmm.Exit{Reason: vmm.Killed, Detail: "killed by its owner"}
+	case v.seen.shutdown == "host-qmp-quit", v.seen.shutdown == "host-signal":
+		return vmm.Exit{Reason: vmm.Killed, Detail: "QEMU was told to end"}
+	case status.Signaled() && status.Signal() == unix.SIGSYS:
+		return vmm.Exit{Reason: vmm.Failed, Detail: with("QEMU attempted a forbidden system call")}
+	case status.Signaled() && status.Signal() == unix.SIGKILL:
+		return vmm.Exit{Reason: vmm.Killed, Detail: with("QEMU was killed from outside (by the kernel, if memory ran out)")}
+	case status.Signaled():
+		return vmm.Exit{Reason: vmm.Failed, Detail: with(fmt.Sprintf("QEMU died of signal %d (%s)", status.Signal(), status.Signal()))}
+	default:
+		return vmm.Exit{Reason: vmm.Failed, Detail: with(fmt.Sprintf("QEMU ended with status %d", status.ExitStatus()))}
+	}
+}
+
+// panicLine finds in a console what the kernel said when it gave up.
+func panicLine(console []byte) string {
+	const mark = "Kernel panic - not syncing: "
+	_, after, ok := strings.Cut(string(console), mark)
+	if !ok {
+		return ""
+	}
+	line, _, _ := strings.Cut(after, "\n")
+	return ": " + printable(strings.TrimSpace(line))
+}
+
+func (v *machine) Agent() net.Conn { return v.agent }
+
+func (v *machine) Console() []byte { return v.console.bytes() }
+
+func (v *machine) Done() <-chan struct{} { return v.done }
+
+func (v *machine) Exit() vmm.Exit {
+	select {
+	case <-v.done:
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		return v.exit
+	default:
+		return vmm.Exit{}
+	}
+}
+
+func (v *machine) Pause(ctx context.Context) error { return v.execute(ctx, "stop") }
+
+func (v *machine) Resume(ctx context.Context) error { return v.execute(ctx, "cont") }
+
+func (v *machine) execute(ctx context.Context, command string) error {
+	err := v.monitor.execute(ctx, command, nil, nil)
+	if err == nil {
+		return nil
+	}
+	select {
+	case <-v.monitor.done:
+		return fmt.Errorf("%w: %w", vmm.ErrEnded, err)
+	default:
+		return err
+	}
+}
+
+func (v *machine) Kill() error {
+	v.mu.Lock()
+	v.killed = true
+	v.mu.Unlock()
+	if err := v.process.Signal(unix.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-v.done
+	return v.release()
+}
+
+// release frees what belongs to the VM after its process has ended, or was
+// never started.
+func (v *machine) release() (err error) {
+	v.once.Do(func() {
+		if v.process != nil {
+			v.process.Release()
+		}
+		for _, conn := range v.conns {
+			conn.Close()
+		}
+		if v.dir != "" {
+			err = os.Remove(v.dir)
+		}
+	})
+	return err
+}
+
+func (v *machine) Info() vmm.Info {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return vmm.Info{
+		Driver:      "qemu",
+		Version:     v.monitor.version.String(),
+		PID:         v.process.PID,
+		Accel:       v.config.Accel,
+		Args:        v.args,
+		MemoryBytes: v.config.MemoryBytes,
+		VCPUs:       max(v.config.VCPUs, 1),
+		Start:       append([]vmm.Phase(nil), v.phases...),
+	}
+}

@@ -1,0 +1,75 @@
+// Package vmm is what a sandbox needs of a virtual machine monitor: a small
+// interface and its value types. It must not know any particular monitor, nor
+// what runs in the guest beyond "something that speaks through one byte stream".
+//
+// # Life cycle
+//
+// A Driver starts a VM from a Config. Start returns when the monitor has accepted
+// every device, is verified to be jailed, and the guest's processor runs; it does
+// not wait for the guest. From then on the VM
+//
+//   - runs, until it powers off, resets, panics, fails, or is killed; all of these end
+//     it for good: no VM restarts by itself. Done is closed then and Exit says why;
+//   - may be paused, during which the guest executes nothing and the stream
+//     accepts what fits its buffers;
+//   - is released by Kill, which also waits for the end. Every VM is killed by its
+//     owner in the end, also one that is Done: Kill frees descriptors and
+//     directories. It may be called any number of times, from anywhere.
+//
+// The stream returned by Agent is open from the start: what the host writes before
+// the guest listens is kept and arrives. It ends (EOF) when the VM ends.
+//
+// When the process that started a VM dies, in whatever way, the VM dies with it.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"net"
+)
+
+// Errors that a caller may want to tell apart; drivers wrap them.
+var (
+	// ErrNoMonitor: the VMM program is not installed or cannot be executed.
+	ErrNoMonitor = errors.New("virtual machine monitor not usable")
+	// ErrNotJailed: the host does not permit the confinement asked for, so nothing was started.
+	ErrNotJailed = errors.New("virtual machine monitor cannot be jailed")
+	// ErrRejected: the monitor ended before the guest ran, usually because of its configuration.
+	ErrRejected = errors.New("virtual machine not started")
+	// ErrEnded: the VM has ended.
+	ErrEnded = errors.New("virtual machine has ended")
+	// ErrConfig: a Config that no VM can have.
+	ErrConfig = errors.New("invalid virtual machine configuration")
+)
+
+// Driver starts VMs. It is safe for concurrent use.
+type Driver interface {
+	// Start starts a VM. ctx bounds the start only. The driver duplicates what it
+	// needs of the descriptors in c, so the caller closes its own after Start
+	// returned, with or without error. Errors wrap one of the sentinels above or ctx.Err().
+	Start(ctx context.Context, c Config) (VM, error)
+}
+
+// VM is a started virtual machine. Its methods are safe for concurrent use.
+type VM interface {
+	// Agent is the byte stream to the guest's agent. The same connection is
+	// returned every time; Kill closes it.
+	Agent() net.Conn
+	// Console returns a copy of the last bytes that the guest's kernel wrote to its
+	// console: hostile text, at most Config.ConsoleLimit bytes.
+	Console() []byte
+	// Done is closed when the VM has ended and its process was reaped.
+	Done() <-chan struct{}
+	// Exit says why the VM ended; the zero Exit before Done.
+	Exit() Exit
+	// Pause stops the guest's processors and returns when they stand.
+	Pause(ctx context.Context) error
+	// Resume lets a paused guest go on. Both are idempotent; after the end they
+	// return ErrEnded.
+	Resume(ctx context.Context) error
+	// Kill ends the VM at once, waits until nothing is left of it and
+	// releases its resources. The error says what could not be released.
+	Kill() error
+	// Info describes the running VM for people.
+	Info() Info
+}
