@@ -1,0 +1,171 @@
+package wire_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/ttrpc"
+
+	"manis/api/agent"
+	"manis/api/wire"
+)
+
+// answers is an agent that knows its version only; every other request fails.
+type answers struct{ agent.AgentService }
+
+func (answers) Setup(context.Context, *agent.SetupRequest) (*agent.SetupResponse, error) {
+	return &agent.SetupResponse{Version: wire.Version}, nil
+}
+
+// pair returns both ends of a session over a socket pair.
+func pair(t *testing.T) (*wire.Client, *wire.Server) {
+	t.Helper()
+	l, err := net.Listen("unix", t.TempDir()+"/s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	here, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := wire.NewClient(here)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server, err := wire.NewServer(there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	services, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent.RegisterAgentService(services, answers{})
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		server.Serve(context.Background(), services)
+	}()
+	t.Cleanup(func() {
+		client.Close()
+		<-served
+	})
+	return client, server
+}
+
+func TestRequestAndStream(t *testing.T) {
+	client, server := pair(t)
+	resp, err := agent.NewAgentClient(client.Control()).Setup(t.Context(), &agent.SetupRequest{})
+	if err != nil || resp.Version != wire.Version {
+		t.Fatalf("setup: %v, %v", resp, err)
+	}
+	here, token, err := client.Stream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, err := server.Claim(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<20)
+	go func() {
+		there.Write(want)
+		there.Close()
+	}()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, here); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := sum.Sum(nil), sha256.Sum256(want); !bytes.Equal(got, want[:]) {
+		t.Error("the stream arrived changed")
+	}
+	// Closed in one direction, open in the other.
+	if _, err := here.Write([]byte("still")); err != nil {
+		t.Errorf("write after the other side closed its direction: %v", err)
+	}
+}
+
+func TestReaderThatStopsStopsItsWriterOnly(t *testing.T) {
+	client, server := pair(t)
+	_, token, err := client.Stream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stuck, err := server.Claim(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var written atomic.Int64
+	go func() {
+		for buf := make([]byte, 64<<10); ; {
+			n, err := stuck.Write(buf)
+			written.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	}()
+	// The writer comes to a halt: two looks with the same number, while the
+	// session answers in between.
+	last := int64(-1)
+	for now := written.Load(); now != last || now == 0; now = written.Load() {
+		last = now
+		for range 20 {
+			if _, err := agent.NewAgentClient(client.Control()).Setup(t.Context(), &agent.SetupRequest{}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if last > 1<<20 {
+		t.Errorf("%d bytes were taken for a reader that does not read", last)
+	}
+}
+
+func TestClaim(t *testing.T) {
+	client, server := pair(t)
+	if _, err := server.Claim(t.Context(), 0); err == nil {
+		t.Error("the control stream could be claimed")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := server.Claim(ctx, 99); !errors.Is(err, context.Canceled) {
+		t.Errorf("claim of a stream that never comes: %v", err)
+	}
+	client.Close()
+	if _, err := server.Claim(t.Context(), 99); err == nil {
+		t.Error("claim succeeded after the session's end")
+	}
+}
+
+func TestUnclaimedStreamsAreBounded(t *testing.T) {
+	client, server := pair(t)
+	// More than the bound; those beyond it are closed.
+	var streams []net.Conn
+	var last uint64
+	for range 200 {
+		s, token, err := client.Stream()
+		if err != nil {
+			t.Fatal(err)
+		}
+		streams, last = append(streams, s), token
+	}
+	if _, err := server.Claim(t.Context(), last); err != nil {
+		t.Errorf("claim among many: %v", err)
+	}
+	for _, s := range streams {
+		s.Close()
+	}
+}
