@@ -79,8 +79,8 @@ func boot(t testing.TB, c Config) (*Stack, *guest) {
 	return s, connect(t, s)
 }
 
-// connect attaches a new guest to s.
-func connect(t testing.TB, s *Stack) *guest {
+// connect attaches a new guest to s. What prepare does is done before the first frame reaches the guest.
+func connect(t testing.TB, s *Stack, prepare ...func(*guest)) *guest {
 	t.Helper()
 	ours, theirs := socketPair(t)
 	g := &guest{t: t, conn: theirs, addrs: s.Guest(), serve: make(chan error, 1)}
@@ -116,6 +116,9 @@ func connect(t testing.TB, s *Stack) *guest {
 		add(g.addrs.IPv6, g.addrs.Gateway6)
 	}
 
+	for _, f := range prepare {
+		f(g)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.stop = cancel
 	go func() { g.serve <- s.Serve(ctx, ours) }()

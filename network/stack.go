@@ -178,7 +178,6 @@ func (s *Stack) Serve(ctx context.Context, conn net.Conn) error {
 	defer context.AfterFunc(s.ctx, cancel)()
 	defer context.AfterFunc(pumping, func() { conn.Close() })()
 
-	s.link.drain()
 	writer := make(chan struct{})
 	go func() {
 		defer close(writer)
@@ -221,6 +220,7 @@ func (s *Stack) endServe() {
 	s.epoch, s.endEpoch = context.WithCancel(s.ctx)
 	s.mu.Unlock()
 	s.sessions.closeAll()
+	s.link.drain()
 	s.work.Done()
 }
 
