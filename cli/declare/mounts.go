@@ -1,0 +1,96 @@
+package declare
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"manis/container"
+)
+
+func (f *Flags) setMounts(c *container.Config, img *Image, _ []string, h Host) error {
+	var own []container.Mount
+	for _, kind := range []struct {
+		values []string
+		parse  func(string) (container.Mount, error)
+	}{{f.volumes, parseVolume}, {f.mounts, parseMount}, {f.tmpfs, parseTmpfs}} {
+		for _, s := range kind.values {
+			m, err := kind.parse(s)
+			if err != nil {
+				return err
+			}
+			if at(own, m.Destination) {
+				return fmt.Errorf("duplicate mount point: %s", m.Destination)
+			}
+			own = append(own, m)
+		}
+	}
+	inherited, err := f.inherited(h)
+	if err != nil {
+		return err
+	}
+	mounts := own
+	for _, m := range inherited {
+		if !at(mounts, m.Destination) {
+			mounts = append(mounts, m)
+		}
+	}
+	for dest := range img.Config.Volumes {
+		dest = path.Clean("/" + dest)
+		if dest == "/" {
+			return fmt.Errorf("the image declares its root directory as a volume")
+		}
+		if !at(mounts, dest) {
+			mounts = append(mounts, container.Mount{Type: "volume", Destination: dest})
+		}
+	}
+	for i := range mounts {
+		if m := &mounts[i]; m.Type == "volume" && m.Source == "" {
+			m.Source, m.Anonymous = container.NewID(), true
+		}
+	}
+	// A mount comes before those below it; among the rest the order is only
+	// made the same each time.
+	slices.SortStableFunc(mounts, func(a, b container.Mount) int { return strings.Compare(a.Destination, b.Destination) })
+	c.Mounts = mounts
+	return nil
+}
+
+func at(mounts []container.Mount, dest string) bool {
+	return slices.ContainsFunc(mounts, func(m container.Mount) bool { return m.Destination == dest })
+}
+
+// inherited are the mounts of --volumes-from NAME[:ro|rw].
+func (f *Flags) inherited(h Host) ([]container.Mount, error) {
+	var all []container.Mount
+	for _, s := range f.volumesFrom {
+		name, mode, _ := strings.Cut(s, ":")
+		if name == "" || mode != "" && mode != "ro" && mode != "rw" {
+			return nil, fmt.Errorf("invalid --volumes-from %q: expected container[:ro|rw]", s)
+		}
+		if h.VolumesFrom == nil {
+			continue
+		}
+		mounts, err := h.VolumesFrom(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range mounts {
+			if m.Type == "tmpfs" {
+				continue
+			}
+			// The volume goes with the container it was made for.
+			m.Anonymous = false
+			m.ReadOnly = m.ReadOnly || mode == "ro"
+			if !at(all, m.Destination) {
+				all = append(all, m)
+			}
+		}
+	}
+	return all, nil
+}
+
+func parseVolume(s string) (container.Mount, error) { return container.Mount{}, nil }
+func parseMount(s string) (container.Mount, error)  { return container.Mount{}, nil }
+func parseTmpfs(s string) (container.Mount, error)  { return container.Mount{}, nil }
