@@ -1,0 +1,264 @@
+// Package sandbox is the heart of Manis: one sandbox is one virtual machine with
+// an agent in it and containers under the agent. It boots the machine, connects
+// to the agent, makes the machine unique and gives the containers' requests
+// a typed way through; when the machine ends, for whatever reason, every
+// waiting call learns why.
+//
+// It knows nothing of front ends (the CLI, containerd) and nothing of a particular
+// VMM: a driver is handed in.
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"manis/api/agent"
+	"manis/api/wire"
+	"manis/trace"
+	"manis/vmm"
+)
+
+// Config is what a sandbox is made from.
+type Config struct {
+	Driver vmm.Driver
+	// VM is the machine. Its NIC's connection is made here, see Attach.
+	VM vmm.Config
+	// Setup is the first request; version, entropy and clock are filled in.
+	Setup *agent.SetupRequest
+	// Attach serves the guest's network card: frames as QEMU's stream netdev
+	// sends them. It returns when the connection ends. Nil: no card.
+	Attach func(ctx context.Context, conn net.Conn) error
+	// MAC is the card's hardware address.
+	MAC string
+	// BootTimeout bounds one attempt to get the agent's first answer, Attempts
+	// is how often to try: a guest without KVM may hang in the calibration
+	// of its timers when the host is busy. Zero means 30 s and 2.
+	BootTimeout time.Duration
+	Attempts    int
+}
+
+// Sandbox is a running machine whose agent has answered.
+type Sandbox struct {
+	vm     vmm.VM
+	link   *wire.Client
+	client agent.AgentService
+	guest  *agent.SetupResponse
+
+	cancel  context.CancelFunc
+	network sync.WaitGroup
+}
+
+// ErrEnded is wrapped by the error of a call whose machine ended before it
+// could be answered.
+var ErrEnded = errors.New("the virtual machine ended")
+
+// Start boots a machine and returns when its agent has carried out the setup.
+// ctx bounds the start only. The caller ends the sandbox with Stop or Kill.
+func Start(ctx context.Context, cfg Config) (*Sandbox, error) {
+	timeout, attempts := cfg.BootTimeout, cfg.Attempts
+	if timeout == 0 {
+		timeout = 30 * time.Second
+	}
+	if attempts == 0 {
+		attempts = 2
+	}
+	var err error
+	for range attempts {
+		var s *Sandbox
+		if s, err = boot(ctx, cfg, timeout); err == nil {
+			return s, nil
+		}
+		if ctx.Err() != nil || !errors.Is(err, errHung) {
+			break
+		}
+		timeout *= 2
+	}
+	return nil, err
+}
+
+// errHung marks a machine that is alive but whose agent did not answer in time.
+var errHung = errors.New("the guest does not answer")
+
+func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, err error) {
+	life, cancel := context.WithCancel(context.Background())
+	s := &Sandbox{cancel: cancel}
+	defer func() {
+		if err != nil {
+			s.Kill()
+		}
+	}()
+
+	vmConfig := cfg.VM
+	if cfg.Attach != nil {
+		ours, theirs, err := socketpair()
+		if err != nil {
+			return nil, fmt.Errorf("connect the network card: %w", err)
+		}
+		defer theirs.Close()
+		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC, Conn: theirs}
+		s.network.Add(1)
+		go func() {
+			defer s.network.Done()
+			defer ours.Close()
+			stop := context.AfterFunc(life, func() { ours.Close() })
+			defer stop()
+			cfg.Attach(life, ours)
+		}()
+	}
+
+	_, span := trace.Start(ctx, "spawn")
+	s.vm, err = cfg.Driver.Start(ctx, vmConfig)
+	span.End()
+	if err != nil {
+		return nil, err
+	}
+	if s.link, err = wire.NewClient(s.vm.Agent()); err != nil {
+		return nil, err
+	}
+	s.client = agent.NewAgentClient(s.link.Control())
+
+	setup := cfg.Setup
+	setup.Version = wire.Version
+	setup.Entropy = make([]byte, 64)
+	rand.Read(setup.Entropy)
+	setup.ClockUnixNs = time.Now().UnixNano()
+
+	bootCtx, span := trace.Start(ctx, "boot")
+	callCtx, stop := context.WithTimeout(bootCtx, timeout)
+	defer stop()
+	s.guest, err = call(callCtx, s, setup, s.client.Setup)
+	end := time.Now()
+	span.End()
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("boot the virtual machine: %w", ctx.Err())
+	case callCtx.Err() != nil && !errors.Is(err, ErrEnded):
+		return nil, fmt.Errorf("boot the virtual machine: %w after %v%s", errHung, timeout, s.consoleHint())
+	default:
+		return nil, fmt.Errorf("set up the virtual machine: %w", err)
+	}
+	if s.guest.Version != wire.Version {
+		return nil, fmt.Errorf("set up the virtual machine: its agent speaks protocol %d, this manis %d (rebuild the guest image: make build)", s.guest.Version, wire.Version)
+	}
+	// The guest's own clock tells kernel and agent apart.
+	setupTime := time.Duration(s.guest.DoneNs - s.guest.ReceivedNs)
+	trace.Record(bootCtx, "agent", end.Add(-setupTime), end)
+	return s, nil
+}
+
+// socketpair returns a connection and the file that a child inherits.
+func socketpair() (net.Conn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	file := os.NewFile(uintptr(fds[0]), "network")
+	conn, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		unix.Close(fds[1])
+		return nil, nil, err
+	}
+	return conn, os.NewFile(uintptr(fds[1]), "network"), nil
+}
+
+// call makes one request; when the machine ended meanwhile, the error says why.
+func call[Req, Resp any](ctx context.Context, s *Sandbox, req Req, method func(context.Context, Req) (Resp, error)) (Resp, error) {
+	resp, err := method(ctx, req)
+	if err != nil && ctx.Err() == nil && s.linkLost() {
+		return resp, s.ended()
+	}
+	return resp, err
+}
+
+// reapTime is how long after its connection a machine may still be ending.
+const reapTime = time.Second
+
+func (s *Sandbox) linkLost() bool {
+	select {
+	case <-s.link.Done():
+		select {
+		case <-s.vm.Done():
+		case <-time.After(reapTime):
+		}
+		return true
+	case <-s.vm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Sandbox) ended() error {
+	select {
+	case <-s.vm.Done():
+		exit := s.vm.Exit()
+		return fmt.Errorf("%w: %s%s", ErrEnded, exit, s.consoleHint())
+	default:
+		return fmt.Errorf("%w: the connection to its agent was lost", ErrEnded)
+	}
+}
+
+// consoleHint is the last line of the guest's console, for an error message.
+func (s *Sandbox) consoleHint() string {
+	if line := lastLine(s.vm.Console()); line != "" {
+		return fmt.Sprintf(" (the guest's last words: %s)", line)
+	}
+	return ""
+}
+
+// Agent is the typed client of the agent. Its errors are those of the wire; Call
+// gives better ones.
+func (s *Sandbox) Agent() agent.AgentService { return s.client }
+
+// Guest is the agent's answer to the setup.
+func (s *Sandbox) Guest() *agent.SetupResponse { return s.guest }
+
+// VM is the machine under the sandbox.
+func (s *Sandbox) VM() vmm.VM { return s.vm }
+
+// Stream opens a byte stream to the agent; see wire.Client.Stream.
+func (s *Sandbox) Stream() (net.Conn, uint64, error) { return s.link.Stream() }
+
+// Done is closed when the machine has ended.
+func (s *Sandbox) Done() <-chan struct{} { return s.vm.Done() }
+
+// stopTimeout is how long a guest may take to sync its disks and power off.
+const stopTimeout = 10 * time.Second
+
+// Stop lets the agent sync and power the machine off, and kills it when that
+// takes too long. It returns when the machine is gone.
+func (s *Sandbox) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
+	defer cancel()
+	go s.client.Shutdown(ctx, &agent.Empty{})
+	select {
+	case <-s.vm.Done():
+	case <-ctx.Done():
+	}
+	return s.Kill()
+}
+
+// Kill ends the machine at once and waits until nothing of it is left. It may
+// be called again.
+func (s *Sandbox) Kill() error {
+	var err error
+	if s.vm != nil {
+		err = s.vm.Kill()
+	}
+	if s.link != nil {
+		s.link.Close()
+	}
+	s.cancel()
+	s.network.Wait()
+	return err
+}
