@@ -26,7 +26,7 @@ func runtimeAfterForkInChild()
 //go:noinline
 //go:norace
 //go:nocheckptr
-func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr) (uintptr, syscall.Errno) {
+func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, answer [2]uintptr) (uintptr, syscall.Errno) {
 	runtimeBeforeFork()
 	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0)
 	if errno != 0 || pid != 0 {
@@ -34,20 +34,20 @@ func forkAndRun(args *cloneArgs, steps []step, slots *[maxSlots]uintptr, pipe ui
 		return pid, errno
 	}
 	runtimeAfterForkInChild()
-	run(steps, slots, pipe, answer)
+	run(steps, slots, answer)
 	return 0, 0
 }
 
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func run(steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr) {
+func run(steps []step, slots *[maxSlots]uintptr, answer [2]uintptr) {
 	var r report
 	for i := range steps {
 		s := &steps[i]
 		if s.mode == meet {
 			r = report{step: uint32(i)}
-			syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r))
+			syscall.RawSyscall(unix.SYS_WRITE, slots[reportSlot], uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r))
 			// Without the child's copy of the writing end, the read ends when
 			// the parent refuses or dies.
 			syscall.RawSyscall(unix.SYS_CLOSE, answer[1], 0, 0)
@@ -78,7 +78,9 @@ func run(steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr
 		if s.mode == may || s.mode == mayExist && errno == unix.EEXIST {
 			continue
 		}
-		if s.mode == exec {
+		if s.mode == exec && (errno == unix.ENOENT || errno == unix.ENOTDIR || errno == unix.EACCES) {
+			// Not here: the next path may do. That one was found but refused
+			// is told rather than that others were not found.
 			if r.errno != uint32(unix.EACCES) || errno == unix.EACCES {
 				r = report{step: uint32(i), errno: uint32(errno)}
 			}
@@ -87,7 +89,7 @@ func run(steps []step, slots *[maxSlots]uintptr, pipe uintptr, answer [2]uintptr
 		r = report{step: uint32(i), errno: uint32(errno)}
 		break
 	}
-	syscall.RawSyscall(unix.SYS_WRITE, pipe, uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r))
+	syscall.RawSyscall(unix.SYS_WRITE, slots[reportSlot], uintptr(unsafe.Pointer(&r)), unsafe.Sizeof(r))
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 125, 0, 0)
 	}

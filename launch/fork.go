@@ -95,8 +95,9 @@ func Fork(p *Program, attr Attr, reap bool) (Child, error) {
 		args.cgroup = uint64(attr.CgroupFD)
 	}
 	var slots [maxSlots]uintptr
+	slots[reportSlot] = uintptr(pipe[1])
 	syscall.ForkLock.Lock()
-	pid, errno := forkAndRun(args, p.steps, &slots, uintptr(pipe[1]), [2]uintptr{uintptr(answer[0]), uintptr(answer[1])})
+	pid, errno := forkAndRun(args, p.steps, &slots, [2]uintptr{uintptr(answer[0]), uintptr(answer[1])})
 	syscall.ForkLock.Unlock()
 	unix.Close(pipe[1])
 	if answer[0] >= 0 {

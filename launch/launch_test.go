@@ -84,6 +84,58 @@ func TestErrorNamesTheStep(t *testing.T) {
 	}
 }
 
+func TestExecStopsAtAnErrorThatIsFinal(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/a", []byte("\x7fELF but no more"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := output(t, launch.Attr{}, func(p *launch.Program, _ int) {
+		p.Exec([]string{"/nonexistent/a", dir + "/a", "/bin/true"}, []string{"a"}, nil)
+	})
+	if !errors.Is(err, unix.ENOEXEC) {
+		t.Errorf("error %v, want exec format error", err)
+	}
+}
+
+func TestCloseOthersLeavesOnlyTheReport(t *testing.T) {
+	for name, exec := range map[string]string{
+		"works": "/bin/sh",
+		// The error still arrives after the report's descriptor has moved.
+		"fails": "/nonexistent/sh",
+	} {
+		t.Run(name, func(t *testing.T) {
+			secret, err := os.Open("/")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer secret.Close()
+			got, _, err := output(t, launch.Attr{}, func(p *launch.Program, stdout int) {
+				p.Umask(0o27)
+				p.Files([]int{-1, stdout, stdout})
+				p.CloseOthers(3)
+				// The directory could be entered by its number if it were open.
+				for fd := 4; fd < 64; fd++ {
+					p.Try(unix.SYS_FCHDIR, fd)
+				}
+				p.Exec([]string{exec}, []string{"sh", "-c", "pwd; umask; ls -l /proc/self/fd | grep -c pipe"}, []string{"PATH=/bin:/usr/bin"})
+			})
+			if name == "fails" {
+				if !errors.Is(err, unix.ENOENT) {
+					t.Errorf("error %v, want not found", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := strings.Split(got, "\n")
+			if wd, _ := os.Getwd(); lines[0] != wd || lines[1] != "0027" {
+				t.Errorf("output %q, want the working directory and umask kept", got)
+			}
+		})
+	}
+}
+
 func TestUserNamespaceWithOwnRoot(t *testing.T) {
 	dir := t.TempDir()
 	got, _, err := output(t, launch.Attr{Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID}, func(p *launch.Program, stdout int) {

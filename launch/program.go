@@ -12,6 +12,9 @@ import (
 // maxSlots is the number of results that steps can hand to later steps.
 const maxSlots = 64
 
+// reportSlot is the descriptor by which the child reports its failure.
+const reportSlot = 0
+
 // mode says what a failing step does to the program.
 type mode uint8
 
@@ -85,12 +88,12 @@ func (p *Program) slot() Slot {
 		p.free = p.free[:n-1]
 		return s
 	}
-	if p.slots == maxSlots {
+	if p.slots == maxSlots-1 {
 		p.fail(fmt.Errorf("prepare process: more than %d descriptors in use", maxSlots))
 		return 0
 	}
 	p.slots++
-	return Slot(p.slots - 1)
+	return Slot(p.slots)
 }
 
 func (p *Program) fail(err error) {
@@ -246,6 +249,29 @@ func (p *Program) Files(fds []int) {
 	p.Call("close inherited descriptors", unix.SYS_CLOSE_RANGE, len(fds), int(^uint32(0)), unix.CLOSE_RANGE_CLOEXEC)
 }
 
+// CloseOthers closes every descriptor from first on at once, where Files only
+// has execve do it: then not even a path like /proc/self/fd/7, which a
+// hostile filesystem may offer as a program or its interpreter, reaches one of
+// them. Steps that use other descriptors must come before.
+func (p *Program) CloseOthers(first int) {
+	// The report descriptor is moved to first, by way of a number that it
+	// cannot have already.
+	p.add("keep report descriptor", must, unix.SYS_FCNTL, Slot(reportSlot), unix.F_DUPFD_CLOEXEC, first+1).save = reportSlot + 1
+	p.add("keep report descriptor", must, unix.SYS_DUP3, Slot(reportSlot), first, unix.O_CLOEXEC).save = reportSlot + 1
+	p.Call("close inherited descriptors", unix.SYS_CLOSE_RANGE, first+1, int(^uint32(0)), 0)
+}
+
+// Umask sets the mask of file modes.
+func (p *Program) Umask(mask uint32) { p.add("set umask", must, unix.SYS_UMASK, int(mask)) }
+
+// WriteFileAt is WriteFile for a path relative to the descriptor dir.
+func (p *Program) WriteFileAt(dir int, path, content string) {
+	s := p.slot()
+	p.add("open "+path, must, unix.SYS_OPENAT, dir, path, unix.O_WRONLY|unix.O_CLOEXEC, 0).save = int8(s) + 1
+	p.add("write "+path, must, unix.SYS_WRITE, s, []byte(content), len(content)).write = true
+	p.Close(s)
+}
+
 // Setsid makes the process leader of a new session.
 func (p *Program) Setsid() { p.add("start session", must, unix.SYS_SETSID) }
 
@@ -341,9 +367,10 @@ func (p *Program) Seccomp(filter []byte, flags uint32) {
 	p.add("install seccomp filter", must, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, int(flags), b)
 }
 
-// Exec ends the program by executing the first of paths that can be. When
-// none can, the error is EACCES if one of them was found but refused, else the
-// last one's.
+// Exec ends the program by executing the first of paths that can be, as
+// execvp(3) does: a path that is not there or refused is passed over, any other
+// error is final. When none can, the error is EACCES if one of them was found but
+// refused, else the last one's.
 func (p *Program) Exec(paths, argv, env []string) {
 	a, e := p.strings(argv), p.strings(env)
 	for _, path := range paths {
