@@ -465,8 +465,9 @@ type CreateContainerRequest struct {
 	// Files written into the container before start: /etc/hosts,
 	// /etc/resolv.conf, /etc/hostname. Mounted over, never stored in the image.
 	Files []*File `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`
-	// Namespaces of the VM itself that the container shares instead of having
-	// its own. The network namespace is always the VM's.
+	// Namespaces of the sandbox that the container shares instead of having its
+	// own. The sandbox's PID namespace is not the agent's: its process 1 only
+	// reaps. The network namespace is always the VM's.
 	SharePid bool `protobuf:"varint,13,opt,name=share_pid,json=sharePid,proto3" json:"share_pid,omitempty"`
 	ShareIpc bool `protobuf:"varint,14,opt,name=share_ipc,json=shareIpc,proto3" json:"share_ipc,omitempty"`
 	ShareUts bool `protobuf:"varint,15,opt,name=share_uts,json=shareUts,proto3" json:"share_uts,omitempty"`
@@ -475,9 +476,13 @@ type CreateContainerRequest struct {
 	// Run an init (PID 1 that reaps and forwards signals) before the process.
 	Init bool `protobuf:"varint,17,opt,name=init,proto3" json:"init,omitempty"`
 	// Privileged: every device of the VM, /sys and cgroups writable.
-	Privileged    bool `protobuf:"varint,18,opt,name=privileged,proto3" json:"privileged,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Privileged bool `protobuf:"varint,18,opt,name=privileged,proto3" json:"privileged,omitempty"`
+	// Exactly the mounts listed. Otherwise docker's defaults (/proc, /dev,
+	// /dev/pts, /dev/shm, /dev/mqueue, /sys, /sys/fs/cgroup) come first, each of
+	// them unless the list has a mount of that destination.
+	NoDefaultMounts bool `protobuf:"varint,19,opt,name=no_default_mounts,json=noDefaultMounts,proto3" json:"no_default_mounts,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -632,6 +637,13 @@ func (x *CreateContainerRequest) GetInit() bool {
 func (x *CreateContainerRequest) GetPrivileged() bool {
 	if x != nil {
 		return x.Privileged
+	}
+	return false
+}
+
+func (x *CreateContainerRequest) GetNoDefaultMounts() bool {
+	if x != nil {
+		return x.NoDefaultMounts
 	}
 	return false
 }
@@ -812,13 +824,17 @@ func (x *Verity) GetAlgorithm() string {
 type Mount struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
-	// A filesystem type (proc, sysfs, tmpfs, devpts, mqueue, cgroup2, bind),
-	// "share": source is TAG/ENTRY of a 9p share, or "disk": source is a serial.
+	// A filesystem type (proc, sysfs, tmpfs, devpts, mqueue, cgroup2);
+	// "share": source is TAG/ENTRY of a 9p share; "disk": source is the serial of a disk
+	// with ext4 or EROFS; "bind": source names a directory in memory that the
+	// sandbox's containers share, made on first use.
 	Type   string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
-	// As in fstab and the OCI runtime-spec: ro, nosuid, size=..., rbind, ...
+	// As in fstab and the OCI runtime-spec: ro, nosuid, size=..., rbind,
+	// tmpcopyup, ... "subdir=NAME" mounts a directory of the source, made if
+	// absent: what keeps lost+found of a disk out of sight.
 	Options []string `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty"`
-	// The share's entry is a single file.
+	// Ignored: the agent sees by itself that the share's entry is a file.
 	File bool `protobuf:"varint,5,opt,name=file,proto3" json:"file,omitempty"`
 	// Copy what the image holds at the destination into the (empty) source
 	// first, with ownership: named volumes on first use.
@@ -1063,7 +1079,8 @@ func (x *File) GetMode() uint32 {
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Bytes; 0 is unlimited.
-	MemoryBytes     uint64 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryBytes uint64 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Memory and swap together, as in the runtime-spec.
 	MemorySwapBytes uint64 `protobuf:"varint,2,opt,name=memory_swap_bytes,json=memorySwapBytes,proto3" json:"memory_swap_bytes,omitempty"`
 	MemoryLowBytes  uint64 `protobuf:"varint,3,opt,name=memory_low_bytes,json=memoryLowBytes,proto3" json:"memory_low_bytes,omitempty"`
 	// CPU time per period, microseconds; quota 0 is unlimited.
@@ -1284,7 +1301,9 @@ type Process struct {
 	Columns      uint32 `protobuf:"varint,17,opt,name=columns,proto3" json:"columns,omitempty"`
 	OomScoreAdj  int32  `protobuf:"varint,18,opt,name=oom_score_adj,json=oomScoreAdj,proto3" json:"oom_score_adj,omitempty"`
 	// Tokens of the streams. With a terminal only stdin and stdout are used,
-	// and may be the same token: one stream both ways.
+	// and may be the same token: one stream both ways. The host's Close of stdin
+	// is the process's end of input; its Close of an output stream before that has
+	// ended says that nobody listens: the rest is read and thrown away.
 	Stdin         uint64 `protobuf:"varint,19,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Stdout        uint64 `protobuf:"varint,20,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        uint64 `protobuf:"varint,21,opt,name=stderr,proto3" json:"stderr,omitempty"`
@@ -2812,7 +2831,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x98\x06\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xc4\x06\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -2836,7 +2855,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04init\x18\x11 \x01(\bR\x04init\x12\x1e\n" +
 	"\n" +
 	"privileged\x18\x12 \x01(\bR\n" +
-	"privileged\x1a:\n" +
+	"privileged\x12*\n" +
+	"\x11no_default_mounts\x18\x13 \x01(\bR\x0fnoDefaultMounts\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +

@@ -1,0 +1,401 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	api "manis/api/agent"
+)
+
+// maxExecs bounds the processes that the host runs in one container at a time,
+// and those whose end it has not asked for.
+const maxExecs = 512
+
+// container is one container from CreateContainer to RemoveContainer.
+type container struct {
+	id      string
+	dir     string
+	request *api.CreateContainerRequest
+	cgroup  *cgroup
+	verity  *verity
+
+	// thread lives in the container's namespaces until the first process does. The
+	// new PID namespace exists only on it: no process has entered it yet.
+	thread *thread
+	// mnt keeps the mount namespace for later visitors.
+	mnt *os.File
+
+	// running is held for reading while a process is being launched and for
+	// writing by pause, since nothing can be launched into a frozen cgroup.
+	running sync.RWMutex
+
+	mu      sync.Mutex
+	first   *process
+	execs   map[string]*process
+	paused  bool
+	removed bool
+}
+
+// thread runs functions one after the other on an operating-system thread of
+// its own, whose namespaces they may change. The thread ends with it.
+type thread struct {
+	calls chan func()
+	done  chan struct{}
+}
+
+func newThread() *thread {
+	t := &thread{calls: make(chan func()), done: make(chan struct{})}
+	go func() {
+		defer close(t.done)
+		// Never unlocked, so the runtime ends the thread with this goroutine.
+		runtime.LockOSThread()
+		for f := range t.calls {
+			f()
+		}
+	}()
+	return t
+}
+
+// do runs f on the thread; a panic in it becomes an error.
+func (t *thread) do(f func() error) error {
+	result := make(chan error, 1)
+	t.calls <- func() {
+		defer func() {
+			if r := recover(); r != nil {
+				result <- fmt.Errorf("panic: %v", r)
+			}
+		}()
+		result <- f()
+	}
+	return <-result
+}
+
+// end gives the thread's namespaces back and lets it end. What it held of them
+// is released when end returns, not at some later time.
+func (t *thread) end() {
+	t.do(leaveNamespaces)
+	close(t.calls)
+	<-t.done
+}
+
+// ownNamespaces are the agent's, for threads that come back.
+var ownNamespaces = sync.OnceValues(func() (int, error) {
+	return unix.PidfdOpen(os.Getpid(), 0)
+})
+
+// leaveNamespaces returns the calling thread to the agent's namespaces.
+func leaveNamespaces() error {
+	own, err := ownNamespaces()
+	if err != nil {
+		return fmt.Errorf("open the agent's namespaces: %w", err)
+	}
+	return unix.Setns(own, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWCGROUP|unix.CLONE_NEWPID)
+}
+
+// CreateContainer builds everything but the process.
+func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
+	if !isName(r.Id) || len(r.Id) > 128 {
+		return nil, fail(codes.InvalidArgument, fmt.Errorf("container id %q is not a name", r.Id))
+	}
+	if r.Process == nil || len(r.Process.Args) == 0 {
+		return nil, fail(codes.InvalidArgument, errors.New("no command given"))
+	}
+	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process)}
+	s.mu.Lock()
+	switch {
+	case !s.isSetUp:
+		s.mu.Unlock()
+		return nil, errNotSetUp
+	case s.containers[r.Id] != nil:
+		s.mu.Unlock()
+		return nil, fail(codes.AlreadyExists, fmt.Errorf("container %s exists", r.Id))
+	case len(s.containers) >= maxContainers:
+		s.mu.Unlock()
+		return nil, fail(codes.ResourceExhausted, fmt.Errorf("more than %d containers in one sandbox", maxContainers))
+	}
+	s.containers[r.Id] = c
+	c.mu.Lock()
+	s.mu.Unlock()
+
+	var t tracer
+	err := c.create(&t)
+	c.mu.Unlock()
+	if err != nil {
+		c.remove(context.Background())
+		s.mu.Lock()
+		delete(s.containers, r.Id)
+		s.mu.Unlock()
+		return nil, fmt.Errorf("create container: %w", err)
+	}
+	return &api.CreateContainerResponse{Spans: t.spans}, nil
+}
+
+func (c *container) create(t *tracer) error {
+	r := c.request
+	var err error
+	if c.cgroup, err = newCgroup(c.id); err != nil {
+		return err
+	}
+	if err := c.limit(r.Resources); err != nil {
+		return err
+	}
+	t.mark("cgroup")
+	if err := unix.Mkdir(c.dir, 0o700); err != nil {
+		return fmt.Errorf("make directory %s: %w", c.dir, err)
+	}
+	c.thread = newThread()
+	return c.thread.do(func() error { return c.build(t) })
+}
+
+// limit puts resources and device rules in force.
+func (c *container) limit(r *api.Resources) error {
+	if err := c.cgroup.apply(r, false); err != nil {
+		return err
+	}
+	return c.cgroup.filterDevices(c.deviceRules(r.GetDeviceRules()))
+}
+
+// deviceRules completes the given rules.
+func (c *container) deviceRules(rules []*api.DeviceRule) []*api.DeviceRule {
+	switch {
+	case len(rules) > 0:
+	case c.request.Privileged:
+		rules = []*api.DeviceRule{{Allow: true, Type: "a", Major: -1, Minor: -1, Access: "rwm"}}
+	default:
+		rules = defaultDeviceRules()
+	}
+	for _, d := range c.request.Devices {
+		if d.Access != "" && d.Type != "p" {
+			rules = append(rules, &api.DeviceRule{Allow: true, Type: d.Type, Major: d.Major, Minor: d.Minor, Access: d.Access})
+		}
+	}
+	// The way to the host is the agent's alone, whatever the rules say.
+	if major := portMajor(); major > 0 {
+		rules = append(rules, &api.DeviceRule{Type: "c", Major: major, Minor: -1, Access: "rwm"})
+	}
+	return rules
+}
+
+// build makes the container's namespaces on its thread and fills them.
+func (c *container) build(t *tracer) error {
+	r := c.request
+	flags := unix.CLONE_NEWNS
+	for _, n := range []struct {
+		shared bool
+		flag   int
+	}{{r.SharePid, unix.CLONE_NEWPID}, {r.ShareIpc, unix.CLONE_NEWIPC}, {r.ShareUts, unix.CLONE_NEWUTS}} {
+		if !n.shared {
+			flags |= n.flag
+		}
+	}
+	if err := unix.Unshare(flags); err != nil {
+		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if !r.ShareUts {
+		if err := setNames(r.Hostname, r.Domainname); err != nil {
+			return err
+		}
+	}
+	mnt, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open mount namespace: %w", err)
+	}
+	c.mnt = os.NewFile(uintptr(mnt), "mnt")
+	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /proc: %w", err)
+	}
+	defer unix.Close(proc)
+	if err := writeSysctls(proc, "sys/", r.Sysctls); err != nil {
+		return err
+	}
+	t.mark("namespaces")
+	if err := c.buildRoot(r.Rootfs); err != nil {
+		return err
+	}
+	t.mark("rootfs")
+
+	mounts, err := c.detachAll()
+	defer func() {
+		for _, m := range mounts {
+			if m.fd >= 0 {
+				unix.Close(m.fd)
+			}
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	masks, err := c.newMasks()
+	if err != nil {
+		return err
+	}
+	defer masks.close()
+	if err := c.enterRoot(); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := c.place(m); err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+	}
+	if err := c.makeDevices(); err != nil {
+		return err
+	}
+	if err := masks.hide(r.MaskedPaths); err != nil {
+		return err
+	}
+	if err := protect(r.ReadonlyPaths); err != nil {
+		return err
+	}
+	if err := c.finishRoot(); err != nil {
+		return err
+	}
+	t.mark("mounts")
+	return nil
+}
+
+// finishRoot makes the root as read-only and as shared as asked, after the last
+// mount point was made in it.
+func (c *container) finishRoot() error {
+	if c.request.Rootfs.Readonly {
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+			return fmt.Errorf("make root read-only: %w", err)
+		}
+	}
+	if p := c.request.RootPropagation; p != "" && p != "private" && p != "rprivate" {
+		known, ok := propagations[p]
+		if !ok {
+			return fail(codes.InvalidArgument, fmt.Errorf("root propagation %q is not one", p))
+		}
+		var flags uint
+		if known.recursive {
+			flags = unix.AT_RECURSIVE
+		}
+		if err := unix.MountSetattr(unix.AT_FDCWD, "/", flags, &unix.MountAttr{Propagation: known.flag}); err != nil {
+			return fmt.Errorf("make root %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// visit runs f on a thread inside the container's mount namespace, whose root is the
+// container's: paths mean there what they mean to the container, and nothing more.
+// The container's /proc/self is nobody there.
+func (c *container) visit(f func() error) error {
+	t := newThread()
+	defer t.end()
+	return t.do(func() error {
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("leave the agent's root: %w", err)
+		}
+		if err := unix.Setns(int(c.mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("enter the container's mount namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// RemoveContainer ends what still runs and releases everything.
+func (s *service) RemoveContainer(ctx context.Context, r *api.ContainerRef) (*api.Empty, error) {
+	c, err := s.container(r.Id)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.remove(ctx); err != nil {
+		return nil, fmt.Errorf("remove container: %w", err)
+	}
+	s.mu.Lock()
+	if s.containers[r.Id] == c {
+		delete(s.containers, r.Id)
+	}
+	s.mu.Unlock()
+	return &api.Empty{}, nil
+}
+
+func (c *container) remove(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed {
+		return nil
+	}
+	c.removed = true
+	var errs []error
+	note := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if c.cgroup != nil {
+		note(c.cgroup.kill())
+		if c.paused {
+			note(c.cgroup.write("cgroup.freeze", "0"))
+		}
+	}
+	for _, p := range c.processes() {
+		p.abandon()
+		<-p.exited
+	}
+	if c.cgroup != nil {
+		note(c.cgroup.await("populated 0", freezeTimeout))
+	}
+	if c.thread != nil {
+		c.thread.end()
+		c.thread = nil
+	}
+	if c.mnt != nil {
+		// With the last reference to the namespace its mounts go, and then the
+		// devices under them are free.
+		c.mnt.Close()
+	}
+	if c.verity != nil {
+		note(c.verity.remove())
+	}
+	if c.cgroup != nil {
+		note(c.cgroup.remove())
+	}
+	for _, dir := range []string{"/lower", "/upper", "/root", "/source", ""} {
+		if err := unix.Rmdir(c.dir + dir); err != nil && err != unix.ENOENT {
+			note(fmt.Errorf("remove directory %s: %w", c.dir+dir, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// processes are those that were started; c.mu is held.
+func (c *container) processes() []*process {
+	var all []*process
+	if c.first != nil {
+		all = append(all, c.first)
+	}
+	for _, p := range c.execs {
+		all = append(all, p)
+	}
+	return all
+}
+
+// tracer collects the spans of a request.
+type tracer struct {
+	spans []*api.Span
+	last  int64
+}
+
+// start begins the first span.
+func (t *tracer) start() { t.last = monotonic() }
+
+// mark ends a span that began where the one before ended.
+func (t *tracer) mark(name string) {
+	now := monotonic()
+	if t.last == 0 {
+		t.last = now
+	}
+	t.spans = append(t.spans, &api.Span{Name: name, StartNs: t.last, EndNs: now})
+	t.last = now
+}

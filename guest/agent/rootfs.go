@@ -1,0 +1,112 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	api "manis/api/agent"
+)
+
+// buildRoot mounts the container's root filesystem at c.dir/root: the image's
+// EROFS, and over it a writable layer in memory or on a scratch disk. It runs
+// on the container's thread, in whose mount namespace alone all this exists, so
+// it disappears with the container.
+func (c *container) buildRoot(r *api.RootFS) error {
+	if r == nil || r.Disk == "" {
+		return fail(codes.InvalidArgument, errors.New("no root disk"))
+	}
+	lower, upper, root := c.dir+"/lower", c.dir+"/upper", c.dir+"/root"
+	for _, dir := range []string{lower, upper, root} {
+		if err := unix.Mkdir(dir, 0o755); err != nil {
+			return fmt.Errorf("make directory %s: %w", dir, err)
+		}
+	}
+	dev, err := awaitDisk(r.Disk)
+	if err != nil {
+		return err
+	}
+	if r.Verity != nil && r.Verity.RootHash != "" {
+		if c.verity, err = openVerity(dev, r.Verity); err != nil {
+			return fmt.Errorf("check root disk %q: %w", r.Disk, err)
+		}
+		dev = c.verity.path
+	}
+	if err := unix.Mount(dev, lower, "erofs", unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
+		switch {
+		case err == unix.EIO && c.verity != nil:
+			return fmt.Errorf("mount root disk %q: its content does not match the image's root hash (the image is damaged or was changed)", r.Disk)
+		case err == unix.EIO:
+			return fmt.Errorf("mount root disk %q: it cannot be read", r.Disk)
+		case err == unix.EINVAL:
+			return fmt.Errorf("mount root disk %q: it holds no EROFS filesystem that this guest understands", r.Disk)
+		}
+		return fmt.Errorf("mount root disk %q: %w", r.Disk, err)
+	}
+	if r.ScratchDisk != "" {
+		scratch, err := awaitDisk(r.ScratchDisk)
+		if err != nil {
+			return err
+		}
+		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
+			return fmt.Errorf("mount scratch disk %q as ext4: %w", r.ScratchDisk, err)
+		}
+	} else {
+		data := "mode=0755"
+		if r.TmpfsBytes != 0 {
+			data += ",size=" + strconv.FormatUint(r.TmpfsBytes, 10)
+		}
+		if err := unix.Mount("tmpfs", upper, "tmpfs", unix.MS_NODEV, data); err != nil {
+			return fmt.Errorf("mount writable layer: %w", err)
+		}
+	}
+	for _, dir := range []string{upper + "/data", upper + "/work"} {
+		if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+			return fmt.Errorf("make directory in the writable layer: %w", err)
+		}
+	}
+	// redirect_dir lets directories of the image be renamed; metacopy lets
+	// their files change owner without a copy of the content.
+	options := "lowerdir=" + lower + ",upperdir=" + upper + "/data,workdir=" + upper + "/work,redirect_dir=on,metacopy=on"
+	if err := copyRootMeta(lower, upper+"/data"); err != nil {
+		return err
+	}
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		return fmt.Errorf("lay the writable layer over the image: %w", err)
+	}
+	return nil
+}
+
+// copyRootMeta gives the root directory of a fresh writable layer, which hides the
+// image's, the image's owner and mode.
+func copyRootMeta(from, to string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(from, &st); err != nil {
+		return fmt.Errorf("stat the image's root: %w", err)
+	}
+	if err := unix.Chown(to, int(st.Uid), int(st.Gid)); err != nil {
+		return fmt.Errorf("set owner of the root directory: %w", err)
+	}
+	if err := unix.Chmod(to, st.Mode&0o7777); err != nil {
+		return fmt.Errorf("set mode of the root directory: %w", err)
+	}
+	return nil
+}
+
+// enterRoot makes c.dir/root the root of the calling thread's mount namespace
+// and drops everything else from it.
+func (c *container) enterRoot() error {
+	if err := unix.Chdir(c.dir + "/root"); err != nil {
+		return fmt.Errorf("enter root: %w", err)
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("leave the agent's root: %w", err)
+	}
+	return unix.Chdir("/")
+}

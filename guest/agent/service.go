@@ -1,0 +1,109 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"runtime/debug"
+	"sync"
+
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"manis/api/wire"
+)
+
+// maxContainers bounds the containers of one sandbox.
+const maxContainers = 512
+
+// service answers the host's requests.
+type service struct {
+	version string
+	guest   *wire.Guest
+	readyNS int64
+
+	mu         sync.Mutex
+	isSetUp    bool
+	containers map[string]*container
+}
+
+func newService(version string, guest *wire.Guest) *service {
+	return &service{version: version, guest: guest, containers: make(map[string]*container)}
+}
+
+// intercept surrounds every request: nothing is served before Setup, and a
+// panic is the failure of one request instead of the kernel's.
+func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, method ttrpc.Method) (reply any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			complain("panic in %s: %v\n%s", info.FullMethod, r, debug.Stack())
+			reply, err = nil, status.Errorf(codes.Internal, "the agent failed in %s: %v (please report this)", info.FullMethod, r)
+		}
+	}()
+	reply, err = method(ctx, unmarshal)
+	if err != nil {
+		err = asStatus(err)
+	}
+	return reply, err
+}
+
+// failure is an error with the code that the host acts upon.
+type failure struct {
+	code codes.Code
+	err  error
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// fail gives err a code.
+func fail(code codes.Code, err error) error { return &failure{code, err} }
+
+// asStatus turns an error into what crosses the wire.
+func asStatus(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Unknown
+	var f *failure
+	switch {
+	case errors.As(err, &f):
+		code = f.code
+	case errors.Is(err, context.DeadlineExceeded):
+		code = codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled):
+		code = codes.Canceled
+	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		code = codes.ResourceExhausted
+	}
+	return status.Error(code, err.Error())
+}
+
+// guard runs f on a goroutine of its own whose panic does not end the machine.
+func guard(what string, f func()) {
+	go func() {
+		defer func() {
+			if r := recover(); r != nil {
+				complain("panic in %s: %v\n%s", what, r, debug.Stack())
+			}
+		}()
+		f()
+	}()
+}
+
+// container returns a container by id.
+func (s *service) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.isSetUp {
+		return nil, errNotSetUp
+	}
+	c := s.containers[id]
+	if c == nil {
+		return nil, fail(codes.NotFound, errors.New("no such container: "+id))
+	}
+	return c, nil
+}
+
+var errNotSetUp = fail(codes.FailedPrecondition, errors.New("the sandbox is not set up"))

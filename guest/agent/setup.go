@@ -1,0 +1,209 @@
+package agent
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	api "manis/api/agent"
+	"manis/api/wire"
+)
+
+// shareMsize is the largest 9p message, bytes: what virtio-9p carries at once.
+const shareMsize = "512000"
+
+// Setup makes this machine unique and connects it. The order matters: until the
+// entropy is credited every clone of a template draws the same random
+// numbers, so that comes first.
+func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupResponse, error) {
+	received := monotonic()
+	if r.Version != wire.Version {
+		return nil, fail(codes.FailedPrecondition, fmt.Errorf("the host speaks version %d of the protocol, this guest %d (use a guest image of the same release)", r.Version, wire.Version))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.isSetUp {
+		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox is already set up"))
+	}
+	if err := addEntropy(r.Entropy); err != nil {
+		return nil, err
+	}
+	if r.ClockUnixNs > 0 {
+		ts := unix.NsecToTimespec(r.ClockUnixNs)
+		if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+			return nil, fmt.Errorf("set clock: %w", err)
+		}
+	}
+	if err := setNames(r.Hostname, r.Domainname); err != nil {
+		return nil, err
+	}
+	if err := writeSysctls(unix.AT_FDCWD, "/proc/sys/", r.Sysctls); err != nil {
+		return nil, err
+	}
+	if err := connect(r.Network); err != nil {
+		return nil, err
+	}
+	for _, share := range r.Shares {
+		if err := mountShare(share.Tag); err != nil {
+			return nil, err
+		}
+	}
+	if err := limitContainers(); err != nil {
+		return nil, err
+	}
+	s.isSetUp = true
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return nil, os.NewSyscallError("uname", err)
+	}
+	return &api.SetupResponse{
+		Version:       wire.Version,
+		KernelRelease: unix.ByteSliceToString(name.Release[:]),
+		ReadyNs:       s.readyNS,
+		ReceivedNs:    received,
+		DoneNs:        monotonic(),
+		AgentVersion:  s.version,
+	}, nil
+}
+
+// addEntropy credits the host's random bytes and has the kernel draw new keys
+// from them at once.
+func addEntropy(seed []byte) error {
+	if len(seed) < 32 || len(seed) > 4096 {
+		return fail(codes.InvalidArgument, fmt.Errorf("%d bytes of entropy: want 32 to 4096", len(seed)))
+	}
+	fd, err := unix.Open("/dev/urandom", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/urandom: %w", err)
+	}
+	defer unix.Close(fd)
+	// struct rand_pool_info: bits, bytes, data.
+	pool := binary.NativeEndian.AppendUint32(nil, uint32(8*len(seed)))
+	pool = binary.NativeEndian.AppendUint32(pool, uint32(len(seed)))
+	pool = append(pool, seed...)
+	if err := ioctl(fd, unix.RNDADDENTROPY, pool); err != nil {
+		return fmt.Errorf("add entropy: %w", err)
+	}
+	if err := ioctl(fd, unix.RNDRESEEDCRNG, nil); err != nil {
+		return fmt.Errorf("reseed random numbers: %w", err)
+	}
+	return nil
+}
+
+// setNames names the calling thread's UTS namespace.
+func setNames(host, domain string) error {
+	if host != "" {
+		if err := unix.Sethostname([]byte(host)); err != nil {
+			return fmt.Errorf("set hostname %q: %w", host, err)
+		}
+	}
+	if domain != "" {
+		if err := unix.Setdomainname([]byte(domain)); err != nil {
+			return fmt.Errorf("set domain name %q: %w", domain, err)
+		}
+	}
+	return nil
+}
+
+// writeSysctls writes kernel parameters, whose names have dots between their parts,
+// below prefix.
+func writeSysctls(dir int, prefix string, values map[string]string) error {
+	for key, value := range values {
+		path, ok := sysctlPath(key)
+		if !ok {
+			return fail(codes.InvalidArgument, fmt.Errorf("kernel parameter %q is not a name", key))
+		}
+		if err := writeFileAt(dir, prefix+path, value); err != nil {
+			if errors.Is(err, unix.ENOENT) {
+				return fail(codes.InvalidArgument, fmt.Errorf("set kernel parameter %s: the guest's kernel has none of this name", key))
+			}
+			var errno unix.Errno
+			errors.As(err, &errno)
+			return fail(codes.InvalidArgument, fmt.Errorf("set kernel parameter %s to %q: %w", key, value, errno))
+		}
+	}
+	return nil
+}
+
+// sysctlPath turns net.ipv4.conf.eth0/1.forwarding into
+// net/ipv4/conf/eth0.1/forwarding, as sysctl(8) does.
+func sysctlPath(key string) (string, bool) {
+	b := []byte(key)
+	first := strings.IndexAny(key, "./")
+	if first < 0 {
+		return "", false
+	}
+	if b[first] == '.' {
+		for i, c := range b {
+			switch c {
+			case '.':
+				b[i] = '/'
+			case '/':
+				b[i] = '.'
+			}
+		}
+	}
+	path := string(b)
+	for part := range strings.SplitSeq(path, "/") {
+		if part == "" || part == "." || part == ".." || strings.IndexByte(part, 0) >= 0 {
+			return "", false
+		}
+	}
+	return path, true
+}
+
+// mountShare mounts a 9p export where containers' mounts of type "share" are
+// taken from.
+func mountShare(tag string) error {
+	if !isName(tag) {
+		return fail(codes.InvalidArgument, fmt.Errorf("share %q: not a tag", tag))
+	}
+	dir := sharesDir + "/" + tag
+	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
+		return fmt.Errorf("make directory %s: %w", dir, err)
+	}
+	err := unix.Mount(tag, dir, "9p", 0, "trans=virtio,version=9p2000.L,access=client,cache=none,msize="+shareMsize)
+	if err != nil {
+		return fmt.Errorf("mount share %q (does the VM have such a 9p export?): %w", tag, err)
+	}
+	return nil
+}
+
+// isName says whether s can be one component of a path.
+func isName(s string) bool {
+	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.ContainsAny(s, "/\x00")
+}
+
+// Shutdown ends every container, syncs, and powers the machine off.
+func (s *service) Shutdown(ctx context.Context, _ *api.Empty) (*api.Empty, error) {
+	s.mu.Lock()
+	all := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	for _, c := range all {
+		if err := c.remove(ctx); err != nil {
+			complain("remove container %s: %v", c.id, err)
+		}
+	}
+	for _, dir := range []string{sharesDir, volumesDir} {
+		names, _ := readDir(dir)
+		for _, n := range names {
+			unix.Unmount(dir+"/"+n, unix.MNT_DETACH)
+		}
+	}
+	guard("power off", func() {
+		// Lets the reply leave first where the host still listens.
+		time.Sleep(2 * time.Millisecond)
+		powerOff()
+	})
+	return &api.Empty{}, nil
+}

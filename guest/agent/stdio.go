@@ -1,0 +1,415 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	api "manis/api/agent"
+)
+
+// claimTimeout bounds the wait for a stream that a request names.
+const claimTimeout = 30 * time.Second
+
+// streamBuffer is the size of one copy, bytes: what a pipe holds.
+const streamBuffer = 64 << 10
+
+// drainGrace is how long after the end of a process its output is still awaited
+// from children that have inherited it.
+const drainGrace = 500 * time.Millisecond
+
+// streams are the host's ends of a process's stdio; nil where it wants none.
+type streams struct {
+	in, out, err net.Conn
+}
+
+// claim takes the streams that a process names.
+func (s *service) claim(ctx context.Context, p *api.Process) (*streams, error) {
+	ctx, cancel := context.WithTimeout(ctx, claimTimeout)
+	defer cancel()
+	st := new(streams)
+	get := func(what string, token uint64) (net.Conn, error) {
+		if token == 0 {
+			return nil, nil
+		}
+		c, err := s.guest.Claim(ctx, token)
+		if err != nil {
+			st.close()
+			return nil, fail(codes.InvalidArgument, fmt.Errorf("%s: %w", what, err))
+		}
+		return c, nil
+	}
+	var err error
+	if st.in, err = get("stdin", p.Stdin); err != nil {
+		return nil, err
+	}
+	if p.Stdout != 0 && p.Stdout == p.Stdin {
+		st.out = st.in
+	} else if st.out, err = get("stdout", p.Stdout); err != nil {
+		return nil, err
+	}
+	if p.Terminal {
+		return st, nil
+	}
+	if st.err, err = get("stderr", p.Stderr); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+func (s *streams) close() {
+	for _, c := range []net.Conn{s.in, s.out, s.err} {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// stdio is a process's stdin, stdout and stderr inside the machine.
+type stdio struct {
+	// child are the descriptors that become the child's 0 to 2.
+	child [3]int
+	tty   *os.File // the terminal's master
+	in    *os.File // the agent's ends of pipes, nil where there is none
+	out   *os.File
+	err   *os.File
+
+	// copying counts the copies of output; ended tells them that the process
+	// has ended.
+	copying sync.WaitGroup
+	ended   chan struct{}
+	all     *streams
+}
+
+// newStdio makes pipes or a terminal. It runs on a thread inside the container,
+// whose terminals they are.
+func newStdio(p *api.Process, first bool) (*stdio, error) {
+	s := &stdio{child: [3]int{-1, -1, -1}, ended: make(chan struct{})}
+	if p.Terminal {
+		if err := s.openTerminal(p, first); err != nil {
+			s.closeChild()
+			s.close()
+			return nil, err
+		}
+		return s, nil
+	}
+	for i, end := range []struct {
+		token uint64
+		file  **os.File
+	}{{p.Stdin, &s.in}, {p.Stdout, &s.out}, {p.Stderr, &s.err}} {
+		if err := s.openPipe(i, end.token, end.file); err != nil {
+			s.closeChild()
+			s.close()
+			return nil, fmt.Errorf("open stream: %w", err)
+		}
+	}
+	return s, nil
+}
+
+func (s *stdio) openPipe(i int, token uint64, file **os.File) error {
+	if token == 0 {
+		fd, err := unix.FcntlInt(uintptr(nullFile), unix.F_DUPFD_CLOEXEC, 3)
+		s.child[i] = fd
+		return err
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	mine, childs := 0, 1
+	if i == 0 {
+		mine, childs = 1, 0
+	}
+	s.child[i] = fds[childs]
+	if err := unix.SetNonblock(fds[mine], true); err != nil {
+		return err
+	}
+	*file = os.NewFile(uintptr(fds[mine]), "stream")
+	return nil
+}
+
+// nullFile is the agent's /dev/null, opened for both directions.
+var nullFile = -1
+
+// openTerminal makes a terminal of the container's own devpts.
+func (s *stdio) openTerminal(p *api.Process, first bool) error {
+	fd, err := unix.Open("/dev/pts/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("open terminal (does the container have /dev/pts?): %w", err)
+	}
+	s.tty = os.NewFile(uintptr(fd), "terminal")
+	// The container may have put anything there.
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.DEVPTS_SUPER_MAGIC {
+		return errors.New("open terminal: the container's /dev/pts is not one")
+	}
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		return fmt.Errorf("unlock terminal: %w", err)
+	}
+	return s.openPeer(p, fd, first)
+}
+
+func (s *stdio) openPeer(p *api.Process, master int, first bool) error {
+	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(master), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return fmt.Errorf("open terminal: %w", errno)
+	}
+	slave := int(r)
+	s.child = [3]int{slave, slave, slave}
+	if p.Rows != 0 || p.Columns != 0 {
+		if err := setSize(master, p.Rows, p.Columns); err != nil {
+			return err
+		}
+	}
+	if !first {
+		return nil
+	}
+	// The first process's terminal is the container's console.
+	console, err := makeTarget("/dev/console", true)
+	if err != nil {
+		return fmt.Errorf("make /dev/console: %w", err)
+	}
+	defer unix.Close(console)
+	tree, err := cloneTree(slave, "", false)
+	if err != nil {
+		return fmt.Errorf("bind /dev/console: %w", err)
+	}
+	defer unix.Close(tree)
+	if err := attach(tree, console); err != nil {
+		return fmt.Errorf("bind /dev/console: %w", err)
+	}
+	return nil
+}
+
+// setSize is the terminal's window size.
+func setSize(fd int, rows, columns uint32) error {
+	ws := &unix.Winsize{Row: uint16(min(rows, 65535)), Col: uint16(min(columns, 65535))}
+	if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, ws); err != nil {
+		return fmt.Errorf("resize terminal: %w", err)
+	}
+	return nil
+}
+
+// own gives the streams to the process's user, so that it can open them
+// again by /dev/stdout.
+func (s *stdio) own(uid uint32) error {
+	if uid == 0 {
+		return nil
+	}
+	for i, fd := range s.child {
+		mine := []*os.File{s.in, s.out, s.err}[i] != nil || s.tty != nil
+		if fd < 0 || !mine {
+			continue
+		}
+		if err := unix.Fchown(fd, int(uid), -1); err != nil {
+			return fmt.Errorf("give stream to user %d: %w", uid, err)
+		}
+	}
+	return nil
+}
+
+// closeChild closes the child's ends, after it was forked or was not.
+func (s *stdio) closeChild() {
+	last := -1
+	for i, fd := range s.child {
+		if fd >= 0 && fd != last {
+			unix.Close(fd)
+			last = fd
+		}
+		s.child[i] = -1
+	}
+}
+
+func (s *stdio) close() {
+	if s == nil {
+		return
+	}
+	for _, f := range []*os.File{s.tty, s.in, s.out, s.err} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// run begins to copy between the host and the process.
+func (s *stdio) run(st *streams) {
+	s.all = st
+	if s.tty != nil {
+		s.output(s.tty, st.out, st.in != st.out)
+		if st.in != nil {
+			guard("copy to terminal", func() { copyIn(s.tty, st.in, false) })
+		}
+		return
+	}
+	if s.in != nil {
+		guard("copy stdin", func() { copyIn(s.in, st.in, true) })
+	}
+	s.output(s.out, st.out, true)
+	s.output(s.err, st.err, true)
+}
+
+// output copies from the process to the host.
+func (s *stdio) output(from *os.File, to net.Conn, watch bool) {
+	if from == nil {
+		return
+	}
+	o := &output{from: from, to: to, ended: s.ended, discard: to == nil}
+	s.copying.Add(1)
+	if to != nil && watch {
+		guard("watch output stream", o.watch)
+	}
+	guard("copy output", func() { o.copy(s.copying.Done) })
+}
+
+// finish hands the rest of the output over after the process has ended. It
+// returns when the host has it, or when nobody wants it any more.
+func (s *stdio) finish(abandoned <-chan struct{}) {
+	close(s.ended)
+	done := make(chan struct{})
+	guard("drain", func() {
+		s.copying.Wait()
+		close(done)
+	})
+	select {
+	case <-done:
+	case <-abandoned:
+		s.all.interrupt()
+	}
+	<-done
+	if s.in != nil {
+		s.in.Close()
+	}
+	s.all.close()
+	if s.all.in != nil {
+		// Wakes the copy of stdin, which nobody reads any more.
+		s.all.in.SetReadDeadline(time.Now())
+	}
+}
+
+// interrupt ends what waits for the host.
+func (s *streams) interrupt() {
+	for _, c := range []net.Conn{s.in, s.out, s.err} {
+		if c != nil {
+			c.SetDeadline(time.Now())
+		}
+	}
+}
+
+// output is one copy from a pipe or terminal to a stream. A host that does not
+// read stops the process: nothing is read that cannot be passed on.
+type output struct {
+	from  *os.File
+	to    net.Conn
+	ended <-chan struct{}
+
+	mu      sync.Mutex
+	discard bool
+}
+
+// watch waits for the host's end of the stream to be closed: from then on the
+// output is unwanted.
+func (o *output) watch() {
+	var b [64]byte
+	for {
+		if _, err := o.to.Read(b[:]); err != nil {
+			break
+		}
+	}
+	o.throwAway()
+	o.to.SetWriteDeadline(time.Now())
+}
+
+func (o *output) throwAway() {
+	o.mu.Lock()
+	o.discard = true
+	o.mu.Unlock()
+}
+
+func (o *output) discards() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.discard
+}
+
+// copy calls done when everything is handed over that belongs to the process.
+// Children that live on keep being read, so that they do not die of it.
+func (o *output) copy(done func()) {
+	defer o.from.Close()
+	once := sync.OnceFunc(done)
+	defer once()
+	stop := make(chan struct{})
+	defer close(stop)
+	guard("end output", func() {
+		select {
+		case <-o.ended:
+			// What the process itself wrote is in the pipe already. Only
+			// what its children may still write is waited for, and not for long.
+			o.from.SetReadDeadline(time.Now().Add(drainGrace))
+		case <-stop:
+		}
+	})
+	buf := make([]byte, streamBuffer)
+	for {
+		n, err := o.from.Read(buf)
+		if n > 0 && !o.discards() {
+			if _, err := o.to.Write(buf[:n]); err != nil {
+				o.throwAway()
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			o.drain(buf)
+			o.throwAway()
+			once()
+			o.from.SetReadDeadline(time.Time{})
+		default:
+			// EOF of a pipe, EIO of a terminal.
+			return
+		}
+	}
+}
+
+// drain passes on what is in the pipe without waiting for more. The deadline
+// passed while the host did not read.
+func (o *output) drain(buf []byte) {
+	conn, err := o.from.SyscallConn()
+	if err != nil {
+		return
+	}
+	left := 0
+	conn.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	for left > 0 && !o.discards() {
+		n := 0
+		conn.Control(func(fd uintptr) { n, err = unix.Read(int(fd), buf[:min(len(buf), left)]) })
+		if err != nil || n <= 0 {
+			return
+		}
+		left -= n
+		if _, err := o.to.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// copyIn copies from the host to the process.
+func copyIn(to *os.File, from net.Conn, closeAtEnd bool) {
+	buf := make([]byte, streamBuffer)
+	io.CopyBuffer(writerOnly{to}, readerOnly{from}, buf)
+	if closeAtEnd {
+		to.Close()
+	}
+}
+
+// writerOnly and readerOnly hide the shortcuts of io.Copy, which would allocate
+// other buffers.
+type writerOnly struct{ io.Writer }
+type readerOnly struct{ io.Reader }
