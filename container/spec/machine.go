@@ -1,0 +1,99 @@
+package spec
+
+import (
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"manis/container"
+)
+
+const (
+	// minMemory is the least limit, docker's.
+	minMemory = 6 << 20
+	// defaultMemory is the machine's size when no limit is declared: room for a
+	// web server, an interpreter or a small database. Memory that the guest never
+	// touches costs the host nothing, but the kernel's own tables grow with the size
+	// and are touched at boot.
+	defaultMemory = 512 << 20
+	// overhead is what kernel and agent need besides the container's limit, and
+	// overheadShare what of it grows with the memory: one struct page of 64 bytes for each
+	// 4 KiB, and the 64th part that the agent keeps for itself.
+	overhead      = 64 << 20
+	overheadShare = 32
+	// memoryUnit is what sizes are rounded up to: a huge page.
+	memoryUnit = 2 << 20
+	// defaultVCPUs bounds the virtual CPUs when none are declared: each is a
+	// thread of the host and, under emulation, a translator with its own cost.
+	defaultVCPUs = 2
+)
+
+// Machine is the size of the virtual machine for a container: memory in
+// bytes and the number of virtual CPUs. The machine is larger than the
+// container's limit by what kernel and agent need, so that the container can use all
+// that was declared, but never larger than the host.
+func Machine(cfg *container.Config) (memoryBytes uint64, vcpus int, err error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, 0, fmt.Errorf("read the host's memory: %w", err)
+	}
+	return machine(&cfg.Resources, uint64(info.Totalram)*uint64(info.Unit), runtime.NumCPU())
+}
+
+func machine(r *container.Resources, hostBytes uint64, hostCPUs int) (uint64, int, error) {
+	if r.MemoryBytes > 0 && r.MemoryBytes < minMemory {
+		return 0, 0, fmt.Errorf("minimum memory limit allowed is 6MB")
+	}
+	want := uint64(defaultMemory)
+	if r.MemoryBytes > 0 {
+		// A limit beyond the host's memory is none.
+		limit := min(r.MemoryBytes, hostBytes)
+		want = limit + overhead + limit/overheadShare
+	}
+	memory := (want + memoryUnit - 1) / memoryUnit * memoryUnit
+	memory = min(memory, hostBytes/memoryUnit*memoryUnit)
+	if memory < minMemory+overhead {
+		return 0, 0, fmt.Errorf("the host has %d MiB of memory, a virtual machine needs %d", hostBytes>>20, (minMemory+overhead)>>20)
+	}
+
+	if r.MilliCPUs > uint64(hostCPUs)*1000 {
+		return 0, 0, fmt.Errorf("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", hostCPUs, hostCPUs)
+	}
+	vcpus := min(hostCPUs, defaultVCPUs)
+	if r.MilliCPUs > 0 {
+		vcpus = int(r.MilliCPUs+999) / 1000
+	}
+	highest, err := highestCPU(r.CPUSet)
+	if err != nil {
+		return 0, 0, err
+	}
+	if highest >= hostCPUs {
+		return 0, 0, fmt.Errorf("requested CPUs are not available - requested %s, available: 0-%d", r.CPUSet, hostCPUs-1)
+	}
+	// The container is bound to virtual CPUs of these numbers: they must be there.
+	return memory, max(vcpus, highest+1), nil
+}
+
+// highestCPU is the largest number in a list such as "0-2,4"; -1 if it is empty.
+func highestCPU(s string) (int, error) {
+	highest := -1
+	if s == "" {
+		return highest, nil
+	}
+	for part := range strings.SplitSeq(s, ",") {
+		from, to, isRange := strings.Cut(part, "-")
+		a, err := strconv.ParseUint(from, 10, 16)
+		b := a
+		if err == nil && isRange {
+			b, err = strconv.ParseUint(to, 10, 16)
+		}
+		if err != nil || b < a {
+			return 0, fmt.Errorf("invalid value %s for cpuset cpus", s)
+		}
+		highest = max(highest, int(b))
+	}
+	return highest, nil
+}
