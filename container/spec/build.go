@@ -49,6 +49,8 @@ func Build(cfg *container.Config, env Environment) (*agent.CreateContainerReques
 		},
 		Hostname: cfg.Hostname, Domainname: cfg.Domainname,
 		Init: cfg.Init, Privileged: cfg.Security.Privileged,
+		// The list of mounts below is complete, and its order matters.
+		NoDefaultMounts: true,
 	}
 	if env.ScratchDisk == "" {
 		r.Rootfs.TmpfsBytes = cfg.Scratch.Bytes

@@ -49,7 +49,7 @@ func TestBuildPassesOn(t *testing.T) {
 	})
 	p := r.Process
 	switch {
-	case r.Id != strings.Repeat("a", 64), r.Hostname != "box", r.Domainname != "example", !r.Init, r.Privileged:
+	case r.Id != strings.Repeat("a", 64), r.Hostname != "box", r.Domainname != "example", !r.Init, r.Privileged, !r.NoDefaultMounts:
 		t.Errorf("request %v", r)
 	case r.Rootfs.Disk != "root", r.Rootfs.Verity.RootHash != "ab", r.Rootfs.ScratchDisk != "scratch", !r.Rootfs.Readonly, r.Rootfs.TmpfsBytes != 0:
 		t.Errorf("rootfs %v", r.Rootfs)
