@@ -30,7 +30,8 @@ type Environment struct {
 	// index of a mount in Config.Mounts. "binds" and "volumes" when empty.
 	BindsTag, VolumesTag string
 	// Filled holds the indexes of volumes known to have content, which the image's
-	// is not copied to. The agent by itself copies to empty ones only.
+	// is not copied to. The others must be exported writable, also for a read-only
+	// mount. The agent by itself copies to empty ones only.
 	Filled map[int]bool
 	// Network is what the stack gave the guest; nil without a network.
 	Network *network.Addresses

@@ -319,7 +319,7 @@ func TestMounts(t *testing.T) {
 			}
 		}, Environment{BindsTag: "b", VolumesTag: "v", Filled: map[int]bool{3: true}}, []string{proc, dev, sys + "ro",
 			"/srv share v/1 rbind,rprivate populate", "/kept share v/3 rbind,rprivate", "/nocopy share v/4 rbind,rprivate",
-			"/ro share v/5 rbind,rprivate,ro", "/tmp tmpfs tmpfs noexec,nosuid,nodev",
+			"/ro share v/5 rbind,rprivate,ro populate", "/tmp tmpfs tmpfs noexec,nosuid,nodev",
 			pts, shm, mqueue, "/srv/www share b/2 rbind,rprivate file", cgroup + "ro", "/srv/www/a share b/0 rbind,rprivate,ro"}},
 		"in place of defaults": {func(c *container.Config) {
 			c.ShmBytes = 1 << 20

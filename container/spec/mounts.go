@@ -82,9 +82,7 @@ func userMount(i int, m container.Mount, env Environment) (*agent.Mount, error) 
 	case "volume":
 		a.Type, a.Source = "share", cmp.Or(env.VolumesTag, "volumes")+"/"+strconv.Itoa(i)
 		a.Options = []string{"rbind", "rprivate"}
-		// The export of a read-only volume is read-only on the host as well: nothing
-		// can be copied to it.
-		a.Populate = !m.NoCopy && !m.ReadOnly && !env.Filled[i]
+		a.Populate = !m.NoCopy && !env.Filled[i]
 	case "tmpfs":
 		a.Type, a.Source = "tmpfs", "tmpfs"
 		var err error
