@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"manis/image/archive"
 	"manis/image/content"
 )
 
@@ -24,6 +26,12 @@ type blobs func(d v1.Hash) (io.ReadCloser, error)
 
 func (b blobs) Manifest(d v1.Descriptor) (io.ReadCloser, error) { return b(d.Digest) }
 func (b blobs) Blob(d v1.Descriptor) (io.ReadCloser, error)     { return b(d.Digest) }
+
+// unpacked is a source whose blobs are files that the store may take.
+type unpacked struct{ *archive.Archive }
+
+func (u unpacked) Manifest(d v1.Descriptor) (io.ReadCloser, error) { return u.Archive.Blob(d.Digest) }
+func (u unpacked) Blob(d v1.Descriptor) (io.ReadCloser, error)     { return u.Archive.Blob(d.Digest) }
 
 // readAll reads a small blob and verifies it.
 func readAll(open func(v1.Descriptor) (io.ReadCloser, error), d v1.Descriptor, limit int64) ([]byte, error) {
@@ -181,12 +189,15 @@ func (s *Store) copyLayers(ctx context.Context, src source, f *found, progress P
 }
 
 func (s *Store) copyLayer(ctx context.Context, src source, d v1.Descriptor, buf []byte, progress Progress) error {
+	if u, ok := src.(unpacked); ok {
+		return s.adopt(u, d, progress)
+	}
 	w, err := s.blobs.Writer(ctx, d.Digest, d.Size)
 	if err != nil {
 		return err
 	}
 	if w == nil {
-		progress(Event{Phase: Exists, ID: d.Digest.String(), Total: d.Size})
+		progress(Event{Phase: Exists, ID: d.Digest.String(), Current: d.Size, Total: d.Size})
 		return nil
 	}
 	defer w.Close()
@@ -219,6 +230,30 @@ func (s *Store) copyLayer(ctx context.Context, src source, d v1.Descriptor, buf 
 	}
 	if err := w.Commit(); err != nil {
 		w.Discard()
+		return err
+	}
+	progress(Event{Phase: Done, ID: d.Digest.String(), Current: d.Size, Total: d.Size})
+	return nil
+}
+
+// adopt takes over a layer that was unpacked from an archive.
+func (s *Store) adopt(u unpacked, d v1.Descriptor, progress Progress) error {
+	if s.blobs.Has(d.Digest) {
+		progress(Event{Phase: Exists, ID: d.Digest.String(), Current: d.Size, Total: d.Size})
+		return nil
+	}
+	path, err := u.Path(d.Digest)
+	if err != nil {
+		return err
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if fi.Size() != d.Size {
+		return fmt.Errorf("%s has %d bytes, %d are announced: %w", d.Digest, fi.Size(), d.Size, ErrDigest)
+	}
+	if err := s.blobs.Adopt(d.Digest, path); err != nil {
 		return err
 	}
 	progress(Event{Phase: Done, ID: d.Digest.String(), Current: d.Size, Total: d.Size})

@@ -114,6 +114,27 @@ func (s *Store) Put(ctx context.Context, b []byte) (v1.Hash, error) {
 	return d, w.Commit()
 }
 
+// Adopt moves in a file whose content is known to have the digest. It must lie
+// on the store's file system.
+func (s *Store) Adopt(d v1.Hash, path string) error {
+	if err := CheckDigest(d); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = f.Sync()
+	f.Close()
+	if err == nil {
+		err = os.Rename(path, s.Path(d))
+	}
+	if err != nil {
+		return fault.Disk(fmt.Errorf("store %s: %w", d, err))
+	}
+	return SyncDir(s.blobs)
+}
+
 // Remove deletes a blob and returns the bytes of disk that it freed.
 func (s *Store) Remove(d v1.Hash) (int64, error) {
 	return removeFile(s.Path(d))

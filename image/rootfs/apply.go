@@ -1,7 +1,6 @@
 package rootfs
 
 import (
-	"archive/tar"
 	"errors"
 	"fmt"
 	"io"
@@ -9,107 +8,105 @@ import (
 
 	"manis/image/erofs"
 	"manis/image/fault"
+	"manis/image/layer"
 )
 
-// apply puts one layer's archive on top of the tree.
-func (t *tree) apply(r io.Reader, limits Limits, buf []byte, stored func() error) error {
-	tr := tar.NewReader(r)
+// applier puts one layer's archive on top of the tree.
+type applier struct {
+	*tree
+	in         *layer.Reader
+	xattrBytes int
+	// room is asked as file data is stored whether there may be more.
+	room func() error
+}
+
+func (a *applier) run() error {
 	for {
-		h, err := tr.Next()
+		e, err := a.in.Next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
-			if errors.Is(err, io.ErrUnexpectedEOF) {
-				err = fault.ErrTruncated
-			}
-			return fmt.Errorf("read the archive: %w", err)
+			return err
 		}
-		if err := t.entry(h, tr, limits, buf, stored); err != nil {
-			return fmt.Errorf("entry %q: %w", shorten(h.Name), err)
+		if err := a.entry(e); err != nil {
+			return fmt.Errorf("entry %s: %w", quote(e.Name), err)
 		}
 	}
 }
 
-// shorten keeps a hostile name from flooding a terminal.
-func shorten(name string) string {
+// quote keeps a hostile name from flooding or steering a terminal.
+func quote(name string) string {
 	if len(name) > 200 {
-		return name[:200] + "..."
+		return fmt.Sprintf("%q...", name[:200])
 	}
-	return name
+	return fmt.Sprintf("%q", name)
 }
 
-func (t *tree) entry(h *tar.Header, data io.Reader, limits Limits, buf []byte, stored func() error) error {
-	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil
-	}
-	if err := t.countEntry(); err != nil {
+func (a *applier) entry(e *layer.Entry) error {
+	if err := a.countEntry(); err != nil {
 		return err
 	}
-	parts, err := clean(h.Name)
+	parts, err := clean(e.Name)
 	if err != nil {
 		return err
 	}
-	if done, err := t.special(parts); done || err != nil {
+	if done, err := a.special(parts); done || err != nil {
 		return err
 	}
-	attr, err := attrOf(h)
-	if err != nil {
-		return err
-	}
-	xattrs, err := xattrsOf(h, limits.XattrBytes)
+	attr := erofs.Attr{Mode: e.Mode, UID: e.UID, GID: e.GID, Mtime: e.Mtime, Nsec: e.Nsec}
+	xattrs, err := keepXattrs(e.Xattrs, a.xattrBytes)
 	if err != nil {
 		return err
 	}
 	if len(parts) == 0 {
-		if h.Typeflag != tar.TypeDir {
+		if e.Type != layer.Dir {
 			return fmt.Errorf("the root must be a directory: %w", fault.ErrInvalid)
 		}
 		attr.Mode |= erofs.TypeDir
-		return t.SetAttr(erofs.Root, attr, xattrs)
+		return a.SetAttr(erofs.Root, attr, xattrs)
 	}
-	dir, err := t.dir(parts[:len(parts)-1], true)
+	dir, err := a.dir(parts[:len(parts)-1], true)
 	if err != nil {
 		return err
 	}
 	name := parts[len(parts)-1]
 
 	var ino erofs.Ino
-	switch h.Typeflag {
-	case tar.TypeDir:
-		return t.mkdir(dir, name, attr, xattrs)
-	case tar.TypeLink:
-		return t.hardLink(dir, name, h.Linkname)
-	case tar.TypeSymlink:
-		if h.Linkname == "" {
+	switch e.Type {
+	case layer.Dir:
+		return a.mkdir(dir, name, attr, xattrs)
+	case layer.HardLink:
+		return a.hardLink(dir, name, e.Link)
+	case layer.Symlink:
+		switch {
+		case e.Link == "":
 			return fmt.Errorf("symbolic link without a target: %w", fault.ErrInvalid)
+		case len(e.Link) >= maxPath:
+			return fmt.Errorf("symbolic link with a target of %d bytes (at most %d allowed): %w", len(e.Link), maxPath-1, fault.ErrInvalid)
 		}
-		t.changed()
-		ino, err = t.Symlink(attr, xattrs, []byte(h.Linkname))
-	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
-		ino, err = t.file(attr, xattrs, h.Size, data, buf)
-		if err == nil {
-			err = stored()
-		}
-	case tar.TypeChar, tar.TypeBlock:
+		ino, err = a.Symlink(attr, xattrs, []byte(e.Link))
+	case layer.Regular:
+		ino, err = a.file(attr, xattrs, e.Size)
+	case layer.Char, layer.Block:
 		attr.Mode |= erofs.TypeChar
-		if h.Typeflag == tar.TypeBlock {
-			attr.Mode = attr.Mode&^erofs.TypeMask | erofs.TypeBlock
+		if e.Type == layer.Block {
+			attr.Mode = e.Mode | erofs.TypeBlock
 		}
-		if attr.Rdev, err = erofs.Device(h.Devmajor, h.Devminor); err != nil {
+		if attr.Rdev, err = erofs.Device(e.Major, e.Minor); err != nil {
 			return err
 		}
-		ino, err = t.Node(attr, xattrs)
-	case tar.TypeFifo:
+		ino, err = a.Node(attr, xattrs)
+	case layer.FIFO:
 		attr.Mode |= erofs.TypeFIFO
-		ino, err = t.Node(attr, xattrs)
+		ino, err = a.Node(attr, xattrs)
 	default:
-		return fmt.Errorf("archive entry of type %q: %w", h.Typeflag, fault.ErrUnsupported)
+		return fmt.Errorf("archive entry of type %q: %w", e.Type, fault.ErrUnsupported)
 	}
 	if err != nil {
 		return err
 	}
-	return t.put(dir, name, ino)
+	return a.put(dir, name, ino)
 }
 
 // special handles names with the whiteout prefix.
@@ -171,63 +168,60 @@ func (t *tree) hardLink(dir erofs.Ino, name, target string) error {
 		err = fmt.Errorf("is a directory: %w", fault.ErrInvalid)
 	}
 	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", shorten(target), err)
+		return fmt.Errorf("hard link to %s: %w", quote(target), err)
 	}
 	from, err := t.dir(parts[:len(parts)-1], false)
 	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", shorten(target), err)
+		return fmt.Errorf("hard link to %s: %w", quote(target), err)
 	}
 	e, ok := t.Lookup(from, []byte(parts[len(parts)-1]))
 	switch {
 	case !ok:
-		return fmt.Errorf("hard link to %q: %w", shorten(target), fault.ErrNotFound)
+		return fmt.Errorf("hard link to %s: %w", quote(target), fault.ErrNotFound)
 	case e.IsDir():
-		return fmt.Errorf("hard link to %q: is a directory: %w", shorten(target), fault.ErrInvalid)
+		return fmt.Errorf("hard link to %s: is a directory: %w", quote(target), fault.ErrInvalid)
 	}
 	return t.put(dir, name, e.Ino)
 }
 
-func (t *tree) file(attr erofs.Attr, xattrs []erofs.Xattr, size int64, data io.Reader, buf []byte) (erofs.Ino, error) {
-	f, err := t.Create(attr, xattrs, size)
+func (a *applier) file(attr erofs.Attr, xattrs []erofs.Xattr, size int64) (erofs.Ino, error) {
+	f, err := a.Create(attr, xattrs, size)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{data}, buf); err != nil {
+	if err := a.in.Copy(&checked{File: f, room: a.room}); err != nil {
 		f.Abandon()
-		if errors.Is(err, io.ErrUnexpectedEOF) {
-			err = fault.ErrTruncated
-		}
 		return 0, err
 	}
 	return f.Close()
 }
 
-func attrOf(h *tar.Header) (erofs.Attr, error) {
-	if h.Uid < 0 || h.Uid > 1<<32-2 || h.Gid < 0 || h.Gid > 1<<32-2 {
-		return erofs.Attr{}, fmt.Errorf("owner %d:%d: %w", h.Uid, h.Gid, fault.ErrInvalid)
-	}
-	return erofs.Attr{
-		Mode: uint16(h.Mode & 0o7777), UID: uint32(h.Uid), GID: uint32(h.Gid),
-		Mtime: h.ModTime.Unix(), Nsec: uint32(h.ModTime.Nanosecond()),
-	}, nil
+// checked asks for room now and then while a file is written.
+type checked struct {
+	*erofs.File
+	room func() error
 }
 
-const xattrRecord = "SCHILY.xattr."
+func (c *checked) Write(p []byte) (int, error) {
+	if err := c.room(); err != nil {
+		return 0, err
+	}
+	return c.File.Write(p)
+}
 
-func xattrsOf(h *tar.Header, limit int) ([]erofs.Xattr, error) {
-	var xattrs []erofs.Xattr
+func keepXattrs(xattrs []layer.Xattr, limit int) ([]erofs.Xattr, error) {
+	var keep []erofs.Xattr
 	total := 0
-	for k, v := range h.PAXRecords {
-		name, ok := strings.CutPrefix(k, xattrRecord)
-		if !ok || !keepXattr(name) {
+	for _, x := range xattrs {
+		if !keepXattr(x.Name) {
 			continue
 		}
-		if total += len(name) + len(v); total > limit {
+		if total += len(x.Name) + len(x.Value); total > limit {
 			return nil, over("extended attributes of more bytes than an entry may have", int64(limit))
 		}
-		xattrs = append(xattrs, erofs.Xattr{Name: name, Value: []byte(v)})
+		keep = append(keep, erofs.Xattr(x))
 	}
-	return xattrs, nil
+	return keep, nil
 }
 
 // keepXattr drops what no Linux file system would store, and overlayfs' own

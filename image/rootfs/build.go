@@ -152,16 +152,16 @@ func (m *merge) layer(ctx context.Context, l Layer) error {
 	in := &expansion{r: io.TeeReader(raw, sum), limit: m.limits.LayerBytes}
 
 	start := m.tree.Written()
-	checked := start
-	err = m.tree.apply(in, m.limits, m.buf, func() error {
+	next := start
+	a := &applier{tree: m.tree, in: layer.NewReader(in), xattrBytes: m.limits.XattrBytes, room: func() error {
 		now := m.tree.Written()
-		if now-checked < 64<<20 {
+		if now < next {
 			return nil
 		}
-		checked = now
+		next = now + checkEvery
 		return m.checkRoom(now, now-start, l.Size)
-	})
-	if err != nil {
+	}}
+	if err := a.run(); err != nil {
 		return err
 	}
 	// What follows the archive's end is still part of what the digest covers.
@@ -173,6 +173,9 @@ func (m *merge) layer(ctx context.Context, l Layer) error {
 	}
 	return nil
 }
+
+// checkEvery so many bytes of file data, limits and the free disk are looked at.
+const checkEvery = 16 << 20
 
 // checkRoom is asked now and then while file data is stored.
 func (m *merge) checkRoom(image, fromLayer, compressed int64) error {
