@@ -1,0 +1,273 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"manis/api/agent"
+	"manis/container"
+	"manis/container/spec"
+	"manis/image"
+	"manis/network"
+	"manis/place"
+	"manis/sandbox"
+	"manis/storage"
+	"manis/trace"
+	"manis/vmm"
+	"manis/vmm/qemu"
+)
+
+// Names by which host and guest mean the same thing.
+const (
+	rootSerial    = "root"
+	scratchSerial = "scratch"
+	bindsTag      = "binds"
+	volumesTag    = "volumes"
+	nicDevice     = "eth0"
+)
+
+// machine is a booted sandbox with the request for the container in it, and
+// what must be released after it.
+type machine struct {
+	sandbox  *sandbox.Sandbox
+	request  *agent.CreateContainerRequest
+	ports    []container.Port
+	address  string
+	gateway  string
+	mac      string
+	releases []func()
+	// populations are volumes that the agent fills while it creates the container.
+	populations []*storage.Population
+}
+
+// release frees everything in the reverse order of its making.
+func (m *machine) release() {
+	for i := len(m.releases) - 1; i >= 0; i-- {
+		m.releases[i]()
+	}
+	m.releases = nil
+}
+
+func (m *machine) later(f func()) { m.releases = append(m.releases, f) }
+
+// boot turns the configuration into a running sandbox. The machine is returned
+// also with an error, to be released.
+func (m *Monitor) boot(ctx context.Context) (*machine, error) {
+	b := &machine{}
+	guest, err := place.FindGuest()
+	if err != nil {
+		return b, err
+	}
+	accel, err := vmm.AccelTCG, error(nil)
+	if err != nil {
+		return b, err
+	}
+	memory, vcpus, err := spec.Machine(m.cfg)
+	if err != nil {
+		return b, err
+	}
+	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
+	cfg := sandbox.Config{
+		Driver: qemu.New(""),
+		VM: vmm.Config{
+			Kernel: guest.Kernel, Initrd: guest.Initramfs,
+			MemoryBytes: memory, VCPUs: vcpus,
+			Accel: accel, RunDir: m.c.RunDir(),
+		},
+		Setup: &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
+	}
+	if err := m.disks(ctx, b, &cfg, &env); err != nil {
+		return b, err
+	}
+	if err := m.shares(ctx, b, &cfg, &env); err != nil {
+		return b, err
+	}
+	if err := m.connect(ctx, b, &cfg, &env); err != nil {
+		return b, err
+	}
+	if b.request, err = spec.Build(m.cfg, env); err != nil {
+		return b, err
+	}
+	b.request.Id = containerID
+	b.sandbox, err = sandbox.Start(ctx, cfg)
+	return b, err
+}
+
+// disks opens the image and the writable layer.
+func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, env *spec.Environment) error {
+	_, span := trace.Start(ctx, "disks")
+	defer span.End()
+	images, err := image.Open(m.places.Images())
+	if err != nil {
+		return err
+	}
+	img, err := images.Resolve(m.cfg.ImageID)
+	if err != nil {
+		return err
+	}
+	root, release, err := images.Rootfs(ctx, img, nil)
+	if err != nil {
+		return err
+	}
+	b.later(release)
+	env.Verity = &agent.Verity{
+		RootHash: root.RootHash, Salt: root.Salt, Algorithm: root.Algorithm,
+		DataBlockBytes: uint32(root.BlockSize), HashBlockBytes: uint32(root.BlockSize),
+		DataBlocks: uint64(root.DataBlocks), HashOffset: uint64(root.HashOffset),
+	}
+	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: rootSerial, File: root.File, ReadOnly: true})
+	if m.cfg.ReadOnly || m.cfg.Scratch.Memory {
+		return nil
+	}
+	scratch, err := m.scratch(ctx)
+	if err != nil {
+		return err
+	}
+	b.later(func() { scratch.Close() })
+	sync := vmm.SyncFlush
+	if m.cfg.AutoRemove {
+		sync = vmm.SyncUnsafe // nothing of it outlives the machine
+	}
+	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: scratchSerial, File: scratch, Sync: sync})
+	env.ScratchDisk = scratchSerial
+	return nil
+}
+
+// scratch opens the container's writable layer and makes it the first time.
+func (m *Monitor) scratch(ctx context.Context) (*os.File, error) {
+	path := m.scratchPath()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		size := int64(m.cfg.Scratch.Bytes)
+		if size == 0 {
+			size = storage.DefaultScratchSize
+		}
+		if err := storage.NewBlanks(filepath.Join(m.places.Cache, "blank")).Clone(ctx, size, path); err != nil {
+			return nil, err
+		}
+		f, err = os.OpenFile(path, os.O_RDWR, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the writable layer: %w", err)
+	}
+	return f, nil
+}
+
+// shares exports the host directories and volumes that are mounted.
+func (m *Monitor) shares(ctx context.Context, b *machine, cfg *sandbox.Config, env *spec.Environment) error {
+	binds := vmm.Share{Tag: bindsTag}
+	volumes := vmm.Share{Tag: volumesTag, MapOwnership: true}
+	store, err := storage.OpenVolumes(ctx, m.places.Volumes())
+	if err != nil {
+		return err
+	}
+	for i, mount := range m.cfg.Mounts {
+		name := strconv.Itoa(i)
+		switch mount.Type {
+		case "bind":
+			binds.Entries = append(binds.Entries, vmm.ShareEntry{Name: name, HostPath: mount.Source, ReadOnly: mount.ReadOnly, File: mount.File})
+		case "volume":
+			v, err := store.Get(mount.Source)
+			if err != nil {
+				return err
+			}
+			fill, err := m.populate(ctx, b, store, mount)
+			if err != nil {
+				return err
+			}
+			env.Filled[i] = !fill
+			volumes.Entries = append(volumes.Entries, vmm.ShareEntry{Name: name, HostPath: v.Mountpoint, ReadOnly: mount.ReadOnly && !fill})
+		}
+	}
+	for _, s := range []vmm.Share{binds, volumes} {
+		if len(s.Entries) > 0 {
+			cfg.VM.Shares = append(cfg.VM.Shares, s)
+			cfg.Setup.Shares = append(cfg.Setup.Shares, &agent.Share{Tag: s.Tag})
+		}
+	}
+	return nil
+}
+
+// populate claims the filling of a volume that has never been used. It is
+// done, for good, when the container has been created.
+func (m *Monitor) populate(ctx context.Context, b *machine, store *storage.Volumes, mount container.Mount) (bool, error) {
+	if mount.NoCopy {
+		return false, nil
+	}
+	p, err := store.Populate(ctx, mount.Source)
+	if p == nil || err != nil {
+		return false, err
+	}
+	b.populations = append(b.populations, p)
+	b.later(func() { p.Close() })
+	return true, nil
+}
+
+// created is called when the agent has built the container: the volumes that
+// it filled on the way have their content.
+func (b *machine) created() error {
+	var errs []error
+	for _, p := range b.populations {
+		errs = append(errs, p.Done())
+	}
+	b.populations = nil
+	return errors.Join(errs...)
+}
+
+// connect makes the container's network.
+func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, env *spec.Environment) error {
+	if m.cfg.Network.Mode == "none" {
+		cfg.Setup.Network = &agent.Network{}
+		return nil
+	}
+	want := network.Config{
+		DNS: m.cfg.Network.DNS, Search: m.cfg.Network.DNSSearch, DNSOptions: m.cfg.Network.DNSOption,
+		AllowHostLoopback: m.cfg.Network.AllowHostLoopback,
+		AllowLinkLocal:    m.cfg.Network.AllowLinkLocal,
+	}
+	if m.cfg.Network.MAC != "" {
+		mac, err := net.ParseMAC(m.cfg.Network.MAC)
+		if err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+		want.MAC = mac
+	}
+	for _, h := range m.cfg.Network.AddHosts {
+		host, err := network.ParseHost(h)
+		if err != nil {
+			return err
+		}
+		want.Hosts = append(want.Hosts, host)
+	}
+	for _, p := range m.cfg.Network.Ports {
+		want.Publish = append(want.Publish, network.PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, GuestPort: p.ContainerPort, Proto: network.Proto(p.Protocol)})
+	}
+	stack, err := network.New(ctx, want)
+	if err != nil {
+		return err
+	}
+	b.later(func() { stack.Close() })
+	for _, p := range stack.Ports() {
+		b.ports = append(b.ports, container.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.GuestPort, Protocol: string(p.Proto)})
+	}
+	a := stack.Guest()
+	setup := &agent.Network{
+		Device: nicDevice, Mac: a.MAC.String(), Mtu: uint32(a.MTU),
+		Addresses: []string{a.IPv4.String()}, Gateways: []string{a.Gateway4.String()},
+	}
+	if a.IPv6.IsValid() {
+		setup.Addresses = append(setup.Addresses, a.IPv6.String())
+		setup.Gateways = append(setup.Gateways, a.Gateway6.String())
+	}
+	cfg.Setup.Network = setup
+	cfg.MAC = a.MAC.String()
+	cfg.Attach = stack.Serve
+	b.address, b.gateway, b.mac = a.IPv4.Addr().String(), a.Gateway4.String(), a.MAC.String()
+	env.Network = &a
+	return nil
+}

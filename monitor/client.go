@@ -1,0 +1,135 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"manis/api/monitor"
+	"manis/api/wire"
+	"manis/container"
+)
+
+// ErrNotRunning is returned for a container that has no monitor.
+var ErrNotRunning = errors.New("container is not running")
+
+// Client is a connection to a container's monitor. Any number may be open.
+type Client struct {
+	link *wire.Client
+	api  monitor.MonitorService
+	id   string
+	logs string // the monitor's own log file
+}
+
+// SpawnOptions are how Spawn starts a monitor.
+type SpawnOptions struct {
+	// Executable is the manis binary; empty means this process's own.
+	Executable string
+	// Environ is added to the environment, such as place.Places.Environ.
+	Environ []string
+}
+
+// Spawn starts the monitor of a created or stopped container, detached from
+// the caller's terminal and life, and returns a connection to it. The machine boots
+// at once, so the request Start that follows waits for less.
+func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Client, error) {
+	exe := opt.Executable
+	if exe == "" {
+		exe = "/proc/self/exe"
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("start monitor: %w", os.NewSyscallError("socketpair", err))
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control")
+	defer theirs.Close()
+	conn, err := fileConn(fds[0])
+	if err != nil {
+		return nil, fmt.Errorf("start monitor: %w", err)
+	}
+	log, err := os.OpenFile(monitorLog(c), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("start monitor: %w", err)
+	}
+	defer log.Close()
+	cmd := exec.Command(exe, "monitor", c.ID)
+	cmd.Args[0] = "manis"
+	cmd.Env = append(os.Environ(), opt.Environ...)
+	cmd.Dir = "/"
+	cmd.Stderr = log
+	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("start monitor: %w", err)
+	}
+	// The monitor belongs to nobody; while this process lives, it must not
+	// become a zombie of it.
+	go cmd.Wait()
+	return newClient(c, conn)
+}
+
+// Connect reaches the monitor of a running container, or fails with
+// ErrNotRunning.
+func Connect(ctx context.Context, c *container.Container) (*Client, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.Socket())
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+			return nil, fmt.Errorf("container %s: %w", c.ID[:12], ErrNotRunning)
+		}
+		return nil, fmt.Errorf("connect to the monitor of container %s: %w", c.ID[:12], err)
+	}
+	return newClient(c, conn)
+}
+
+func newClient(c *container.Container, conn net.Conn) (*Client, error) {
+	link, err := wire.NewClient(conn)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the monitor of container %s: %w", c.ID[:12], err)
+	}
+	return &Client{link: link, api: monitor.NewMonitorClient(link.Control()), id: c.ID, logs: monitorLog(c)}, nil
+}
+
+func monitorLog(c *container.Container) string { return filepath.Join(c.Dir(), "monitor.log") }
+
+func fileConn(fd int) (net.Conn, error) {
+	f := os.NewFile(uintptr(fd), "control")
+	defer f.Close()
+	return net.FileConn(f)
+}
+
+// API is the typed client of the monitor.
+func (c *Client) API() monitor.MonitorService { return c.api }
+
+// Stream opens a byte stream and returns the token that names it in a request.
+func (c *Client) Stream() (net.Conn, uint64, error) { return c.link.Stream() }
+
+// Done is closed when the monitor has ended or hung up.
+func (c *Client) Done() <-chan struct{} { return c.link.Done() }
+
+// Close ends the connection; the container goes on.
+func (c *Client) Close() error { return c.link.Close() }
+
+// Lost explains a connection that ended without an answer: by the monitor's
+// last words, if it left any.
+func (c *Client) Lost() error {
+	words := "it was killed"
+	if f, err := os.Open(c.logs); err == nil {
+		defer f.Close()
+		b, _ := io.ReadAll(io.LimitReader(f, 4096))
+		if line, _, _ := strings.Cut(strings.TrimSpace(string(b)), "\n"); line != "" {
+			words = line
+		}
+	}
+	return fmt.Errorf("the monitor of container %s ended: %s", c.id[:12], words)
+}

@@ -1,0 +1,313 @@
+package monitor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"manis/container"
+	"manis/image"
+	"manis/place"
+	"manis/storage"
+	"manis/trace"
+)
+
+// Monitor is the owner of one container.
+type Monitor struct {
+	c      *container.Container
+	cfg    *container.Config
+	places *place.Places
+	log    *logFile // nil with the log driver none
+	spans  *trace.Recorder
+
+	// start is closed by the first Start request: the first process may run.
+	start     chan struct{}
+	startOnce sync.Once
+
+	mu    sync.Mutex
+	state container.State
+	// changed is closed and replaced at every change of the state.
+	changed chan struct{}
+	// run is the present round, or the next one; never nil.
+	run *round
+	// started is closed when the first round has started its process or failed;
+	// startErr is why it failed.
+	started   chan struct{}
+	startErr  error
+	wantsStop bool
+	restart   container.Restart
+	// final is set when no further round follows.
+	final bool
+	// again makes the next round begin at once: a restart by the user.
+	again bool
+	// done is closed when nothing is left to do but to say goodbye.
+	done chan struct{}
+}
+
+// Main is the body of `manis monitor ID`. A connection to the front end that
+// started it is on descriptor 3. It returns the exit status.
+func Main(ctx context.Context, id string) int {
+	if err := serve(ctx, id); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+func serve(ctx context.Context, id string) error {
+	first, err := fileConn(3)
+	if err != nil {
+		return fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
+	}
+	defer first.Close()
+	places, err := place.Find("", "")
+	if err != nil {
+		return err
+	}
+	if err := places.Make(); err != nil {
+		return err
+	}
+	store, err := container.Open(places.Containers(), places.Run)
+	if err != nil {
+		return err
+	}
+	c, err := store.Get(id)
+	if err != nil {
+		return err
+	}
+	lock, err := c.Lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	cfg, err := c.Config()
+	if err != nil {
+		return err
+	}
+	m := &Monitor{
+		c: c, cfg: cfg, places: places,
+		start:   make(chan struct{}),
+		started: make(chan struct{}),
+		changed: make(chan struct{}),
+		restart: cfg.Restart,
+		done:    make(chan struct{}),
+		spans:   trace.NewRecorder(),
+		run:     newRound(cfg.TTY),
+	}
+	if old, err := c.State(); err == nil {
+		m.state = *old
+		m.state.RestartCount = 0
+	}
+	if cfg.Log.Driver != "none" {
+		if m.log, err = openLog(LogDir(c.Dir()), cfg.Log.MaxBytes, cfg.Log.MaxFiles); err != nil {
+			return err
+		}
+		defer m.log.Close()
+	}
+	if err := os.MkdirAll(c.RunDir(), 0o700); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	defer os.RemoveAll(c.RunDir())
+	os.Remove(c.Socket())
+	listener, err := net.Listen("unix", c.Socket())
+	if err != nil {
+		return fmt.Errorf("listen for front ends: %w", err)
+	}
+
+	ctx, cancel := context.WithCancel(trace.With(ctx, m.spans))
+	defer cancel()
+	front := newFront(ctx, m)
+	front.serve(first)
+	go front.accept(listener)
+
+	m.live(ctx)
+	if m.cfg.AutoRemove {
+		m.remove(lock)
+	}
+	close(m.done)
+	listener.Close()
+	front.drain()
+	return nil
+}
+
+// live runs rounds until the restart policy, or the user, says that it is
+// enough.
+func (m *Monitor) live(ctx context.Context) {
+	wait := time.Duration(0)
+	for n := 0; ; n++ {
+		begin := time.Now()
+		err := m.round(ctx)
+		m.mu.Lock()
+		if n == 0 && err != nil && m.startErr == nil {
+			m.startErr = err
+		}
+		if n == 0 {
+			closeOnce(m.started)
+		}
+		again := m.again || n > 0 && err != nil && !m.wantsStop && m.wantsRestart()
+		if err == nil && !again {
+			again = !m.wantsStop && m.wantsRestart()
+		}
+		byUser := m.again
+		m.again = false
+		if byUser {
+			m.wantsStop = false
+		}
+		if !again {
+			m.final = true
+			m.change()
+			m.mu.Unlock()
+			return
+		}
+		if byUser {
+			wait = 0
+		} else {
+			m.state.RestartCount++
+			// Docker's rule: doubled from 100 ms to a minute, back to the beginning
+			// after ten seconds of life.
+			if time.Since(begin) > 10*time.Second || wait == 0 {
+				wait = 100 * time.Millisecond
+			} else {
+				wait = min(2*wait, time.Minute)
+			}
+		}
+		m.state.Status = container.Restarting
+		m.save()
+		m.change()
+		changed := m.changed
+		m.mu.Unlock()
+
+		timer := time.NewTimer(wait)
+		for waiting := true; waiting; {
+			select {
+			case <-timer.C:
+				waiting = false
+			case <-changed:
+				m.mu.Lock()
+				changed = m.changed
+				waiting = !m.wantsStop && !m.again
+				m.mu.Unlock()
+			}
+		}
+		timer.Stop()
+		m.mu.Lock()
+		if m.wantsStop && !m.again {
+			m.final = true
+			m.state.Status = container.Exited
+			m.state.StoppedByUser = true
+			m.save()
+			m.change()
+			m.mu.Unlock()
+			return
+		}
+		m.again = false
+		m.run = newRound(m.cfg.TTY)
+		m.mu.Unlock()
+	}
+}
+
+// wantsRestart applies the restart policy to the last exit. m.mu is held.
+func (m *Monitor) wantsRestart() bool {
+	switch m.restart.Policy {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return m.state.ExitCode != 0 && (m.restart.Max == 0 || m.state.RestartCount < m.restart.Max)
+	}
+	return false
+}
+
+// save writes the state; m.mu is held. A full disk must not stop the container:
+// what could not be written is tried again at the next change.
+func (m *Monitor) save() {
+	if err := m.c.SetState(&m.state); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// change wakes everybody who waits for a state; m.mu is held.
+func (m *Monitor) change() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+// letStart allows the first process to run.
+func (m *Monitor) letStart() { m.startOnce.Do(func() { close(m.start) }) }
+
+// remove deletes the container after its end under --rm.
+func (m *Monitor) remove(lock *os.File) {
+	err := Remove(m.places, m.c, m.cfg, lock, true)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// Remove deletes a container that does not run and that the caller has locked:
+// its claims on the image and on volumes, with volumes its anonymous volumes too,
+// and its directory.
+func Remove(places *place.Places, c *container.Container, cfg *container.Config, lock *os.File, volumes bool) error {
+	var errs []error
+	ctx := context.Background()
+	if store, err := storage.OpenVolumes(ctx, places.Volumes()); err == nil {
+		for _, mount := range cfg.Mounts {
+			if mount.Type != "volume" {
+				continue
+			}
+			if err := store.RemoveUser(ctx, mount.Source, c.ID); err != nil && !errors.Is(err, storage.ErrNoVolume) {
+				errs = append(errs, err)
+			}
+			if volumes && mount.Anonymous {
+				if err := store.Remove(ctx, mount.Source); err != nil && !errors.Is(err, storage.ErrNoVolume) && !errors.Is(err, storage.ErrVolumeInUse) {
+					errs = append(errs, err)
+				}
+			}
+		}
+	} else {
+		errs = append(errs, err)
+	}
+	if store, err := image.Open(places.Images()); err == nil {
+		errs = append(errs, store.RemoveUser(cfg.ImageID, c.ID))
+	} else {
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.Remove(lock))
+	return errors.Join(errs...)
+}
+
+// exitCode is docker's for a process that could not be started.
+func exitCode(err error) int {
+	switch status.Code(err) {
+	case codes.NotFound:
+		return 127
+	case codes.PermissionDenied, codes.FailedPrecondition:
+		return 126
+	}
+	return 125
+}
+
+func encode(v any) json.RawMessage {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+func (m *Monitor) scratchPath() string { return filepath.Join(m.c.Dir(), "scratch.img") }

@@ -1,0 +1,299 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"manis/api/agent"
+	"manis/container"
+	"manis/sandbox"
+	"manis/trace"
+)
+
+// round is one life of the container: one machine, from boot to end.
+type round struct {
+	sandbox *sandbox.Sandbox
+	tty     bool
+	stdin   input
+	stdout  output
+	stderr  output
+	console net.Conn // with a terminal: both directions
+	pumps   sync.WaitGroup
+	execs   execs
+	// rows and columns are the size of the terminal before there is one.
+	mu            sync.Mutex
+	rows, columns uint32
+	// began is closed when the first process runs, ended when it has ended or
+	// will never run.
+	began, ended chan struct{}
+	// cancelBoot gives the boot up.
+	boot       context.Context
+	cancelBoot context.CancelFunc
+}
+
+func newRound(tty bool) *round {
+	r := &round{tty: tty, began: make(chan struct{}), ended: make(chan struct{})}
+	r.execs.byID = make(map[string]*execution)
+	r.boot, r.cancelBoot = context.WithCancel(context.Background())
+	return r
+}
+
+// running reports whether the first process runs.
+func (r *round) running() bool {
+	select {
+	case <-r.ended:
+		return false
+	default:
+	}
+	select {
+	case <-r.began:
+		return true
+	default:
+		return false
+	}
+}
+
+// containerID names the container within its machine.
+const containerID = "c"
+
+// round boots a machine, runs the container in it once and cleans up. The
+// error says why the process could not run, or how the machine broke.
+func (m *Monitor) round(ctx context.Context) (err error) {
+	m.mu.Lock()
+	r := m.run
+	m.mu.Unlock()
+	defer closeOnce(r.ended)
+
+	// A stop, or the end of every interest before the start, ends the boot.
+	bootCtx, cancelBoot := context.WithCancel(ctx)
+	defer cancelBoot()
+	defer context.AfterFunc(r.boot, cancelBoot)()
+	machine, err := m.boot(bootCtx)
+	if machine != nil {
+		defer machine.release()
+	}
+	if err == nil {
+		r.sandbox = machine.sandbox
+		defer func() {
+			if kerr := r.sandbox.Kill(); kerr != nil {
+				fmt.Fprintln(os.Stderr, kerr)
+			}
+		}()
+		err = m.openStreams(ctx, r, machine.request)
+	}
+	if err == nil {
+		_, span := trace.Start(ctx, "rootfs")
+		_, err = r.sandbox.CreateContainer(bootCtx, machine.request)
+		span.End()
+	}
+	if err == nil {
+		err = machine.created()
+	}
+	if err == nil {
+		err = m.awaitStart(ctx)
+	}
+	if err == nil {
+		_, span := trace.Start(ctx, "launch")
+		m.setFirstSize(ctx, r)
+		_, err = r.sandbox.StartContainer(ctx, containerID)
+		span.End()
+	}
+	if err != nil {
+		if r.boot.Err() != nil {
+			err = errNotStarted
+		}
+		if r.sandbox != nil {
+			r.sandbox.Kill()
+		}
+		r.closeStreams()
+		r.pumps.Wait()
+		return m.failed(err)
+	}
+
+	m.mu.Lock()
+	info := r.sandbox.VM().Info()
+	m.state = container.State{
+		Status:     container.Running,
+		MonitorPID: os.Getpid(),
+		VMPID:      info.PID,
+		StartedAt:  time.Now().UTC(),
+		FinishedAt: m.state.FinishedAt,
+		// Kept: they describe the container across rounds.
+		RestartCount: m.state.RestartCount,
+		Ports:        machine.ports,
+		IPAddress:    machine.address,
+		Gateway:      machine.gateway,
+		MAC:          machine.mac,
+		VM:           encode(info),
+		Trace:        m.spans.JSON(),
+	}
+	m.save()
+	closeOnce(m.started)
+	m.change()
+	m.mu.Unlock()
+	close(r.began)
+
+	health := m.watchHealth(ctx, r)
+	exit, waitErr := r.sandbox.Wait(ctx, containerID, "")
+	close(r.ended)
+	health()
+	if waitErr == nil {
+		r.pumps.Wait()
+		r.sandbox.Stop(ctx)
+	} else {
+		r.sandbox.Kill()
+	}
+	r.closeStreams()
+	r.pumps.Wait()
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Status = container.Exited
+	m.state.MonitorPID, m.state.VMPID = 0, 0
+	m.state.Ports = nil
+	m.state.FinishedAt = time.Now().UTC()
+	m.state.StoppedByUser = m.wantsStop
+	if waitErr != nil {
+		m.state.ExitCode = 128 + int(unix.SIGKILL)
+		if !m.wantsStop {
+			m.state.Error = waitErr.Error()
+		}
+	} else {
+		m.state.ExitCode = int(exit.ExitCode)
+		m.state.OOMKilled = exit.OomKilled
+	}
+	m.save()
+	m.change()
+	return nil
+}
+
+// failed records that a round could not start its process.
+func (m *Monitor) failed(err error) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Status = container.Created
+	if !m.state.StartedAt.IsZero() {
+		m.state.Status = container.Exited
+	}
+	m.state.MonitorPID, m.state.VMPID = 0, 0
+	m.state.ExitCode = exitCode(err)
+	m.state.Error = message(err)
+	m.state.FinishedAt = time.Now().UTC()
+	m.state.Ports = nil
+	m.save()
+	m.change()
+	return err
+}
+
+// setFirstSize gives a terminal the size that came with the first attachment,
+// before the process can ask for it. Not every program asks: an error is none.
+func (m *Monitor) setFirstSize(ctx context.Context, r *round) {
+	r.mu.Lock()
+	rows, columns := r.rows, r.columns
+	r.mu.Unlock()
+	if rows > 0 && columns > 0 {
+		r.sandbox.Resize(ctx, &agent.ResizeRequest{Id: containerID, Rows: rows, Columns: columns})
+	}
+}
+
+var errNotStarted = errors.New("stopped before it was started")
+
+// awaitStart waits for the Start request; a prepared machine whose front end
+// went away is given up.
+func (m *Monitor) awaitStart(ctx context.Context) error {
+	for {
+		m.mu.Lock()
+		changed, stop := m.changed, m.wantsStop
+		m.mu.Unlock()
+		if stop {
+			return errNotStarted
+		}
+		select {
+		case <-m.start:
+			return nil
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// openStreams connects the first process's stdio and starts the pumps.
+func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateContainerRequest) error {
+	keep := func(name string) interface {
+		Write([]byte) (int, error)
+		Close() error
+	} {
+		if m.log == nil {
+			return discard{}
+		}
+		return m.log.stream(name)
+	}
+	open := func() (net.Conn, uint64, error) { return r.sandbox.Stream() }
+	pump := func(from net.Conn, o *output, name string) {
+		to := keep(name)
+		o.pumped = true
+		r.pumps.Add(1)
+		go func() {
+			defer r.pumps.Done()
+			o.pump(from, to)
+			to.Close()
+			from.Close()
+		}()
+	}
+	p := req.Process
+	if r.tty {
+		conn, token, err := open()
+		if err != nil {
+			return err
+		}
+		p.Stdin, p.Stdout = token, token
+		r.console = conn
+		r.stdin.to = conn
+		pump(conn, &r.stdout, "stdout")
+		return nil
+	}
+	if m.cfg.OpenStdin {
+		conn, token, err := open()
+		if err != nil {
+			return err
+		}
+		p.Stdin = token
+		r.stdin.to = conn
+	}
+	for _, s := range []struct {
+		token *uint64
+		out   *output
+		name  string
+	}{{&p.Stdout, &r.stdout, "stdout"}, {&p.Stderr, &r.stderr, "stderr"}} {
+		conn, token, err := open()
+		if err != nil {
+			return err
+		}
+		*s.token = token
+		pump(conn, s.out, s.name)
+	}
+	return nil
+}
+
+func (r *round) closeStreams() {
+	r.stdin.close()
+	// A stream that never had a pump still has to tell its attachments.
+	for _, o := range []*output{&r.stdout, &r.stderr} {
+		if !o.pumped {
+			o.end()
+		}
+	}
+}
+
+type discard struct{}
+
+func (discard) Write(b []byte) (int, error) { return len(b), nil }
+func (discard) Close() error                { return nil }
