@@ -136,6 +136,21 @@ func TestCloseOthersLeavesOnlyTheReport(t *testing.T) {
 	}
 }
 
+func TestExecFileNeedsNoName(t *testing.T) {
+	sh, err := os.Open("/bin/sh")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sh.Close()
+	got, _, err := output(t, launch.Attr{}, func(p *launch.Program, stdout int) {
+		p.Files([]int{-1, stdout, stdout})
+		p.ExecFile(int(sh.Fd()), []string{"other", "-c", "echo $0"}, nil)
+	})
+	if err != nil || got != "other\n" {
+		t.Errorf("output %q, error %v", got, err)
+	}
+}
+
 func TestUserNamespaceWithOwnRoot(t *testing.T) {
 	dir := t.TempDir()
 	got, _, err := output(t, launch.Attr{Namespaces: unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID}, func(p *launch.Program, stdout int) {

@@ -378,5 +378,12 @@ func (p *Program) Exec(paths, argv, env []string) {
 	}
 }
 
+// ExecFile ends the program by executing the file that the parent has open as fd,
+// which needs no name in the child's root. CloseOthers must not come before it.
+func (p *Program) ExecFile(fd int, argv, env []string) {
+	a, e := p.strings(argv), p.strings(env)
+	p.add("execute "+argv[0], exec, unix.SYS_EXECVEAT, fd, "", a, e, unix.AT_EMPTY_PATH)
+}
+
 // at turns AT_FDCWD, which is negative, into a register.
 func at(fd int) uintptr { return uintptr(fd) }

@@ -120,7 +120,10 @@ type Server struct {
 	mu      sync.Mutex
 	arrived *sync.Cond
 	streams map[uint64]net.Conn
-	err     error
+	// unwanted are tokens that were discarded before their streams arrived.
+	unwanted map[uint64]bool
+	last     uint64 // highest token that has arrived
+	err      error
 }
 
 // NewServer starts the answering end on conn, which it owns from now on.
@@ -129,7 +132,7 @@ func NewServer(conn io.ReadWriteCloser) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
-	s := &Server{mux: mux, streams: make(map[uint64]net.Conn)}
+	s := &Server{mux: mux, streams: make(map[uint64]net.Conn), unwanted: make(map[uint64]bool)}
 	s.arrived = sync.NewCond(&s.mu)
 	return s, nil
 }
@@ -180,7 +183,9 @@ func (s *Server) accept(control chan<- net.Conn) error {
 			continue
 		}
 		s.mu.Lock()
-		if len(s.streams) >= maxUnclaimed {
+		s.last = max(s.last, token)
+		if s.unwanted[token] || len(s.streams) >= maxUnclaimed {
+			delete(s.unwanted, token)
 			stream.Close()
 		} else {
 			s.streams[token] = stream
@@ -216,6 +221,21 @@ func (s *Server) Claim(ctx context.Context, token uint64) (net.Conn, error) {
 			return nil, fmt.Errorf("claim stream %d: %w", token, err)
 		}
 		s.arrived.Wait()
+	}
+}
+
+// Discard closes the streams of a request that failed before it claimed them. The
+// token 0 and tokens that were claimed are ignored.
+func (s *Server) Discard(tokens ...uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, token := range tokens {
+		if stream, ok := s.streams[token]; ok {
+			delete(s.streams, token)
+			stream.Close()
+		} else if token > s.last && len(s.unwanted) < maxUnclaimed {
+			s.unwanted[token] = true
+		}
 	}
 }
 

@@ -169,3 +169,40 @@ func TestUnclaimedStreamsAreBounded(t *testing.T) {
 		s.Close()
 	}
 }
+
+func TestDiscardedStreamsAreClosed(t *testing.T) {
+	client, server := pair(t)
+	for _, name := range []string{"after it arrived", "before it arrived"} {
+		t.Run(name, func(t *testing.T) {
+			var token uint64
+			var stream net.Conn
+			var err error
+			if name == "before it arrived" {
+				// The next stream's number: tokens count upwards.
+				_, token, err = client.Stream()
+				if err != nil {
+					t.Fatal(err)
+				}
+				server.Claim(t.Context(), token)
+				server.Discard(token + 1)
+			}
+			if stream, token, err = client.Stream(); err != nil {
+				t.Fatal(err)
+			}
+			if name == "after it arrived" {
+				// A later one arrives after it.
+				_, later, err := client.Stream()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := server.Claim(t.Context(), later); err != nil {
+					t.Fatal(err)
+				}
+				server.Discard(token)
+			}
+			if _, err := stream.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("read from a discarded stream: %v, want EOF", err)
+			}
+		})
+	}
+}

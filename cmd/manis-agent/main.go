@@ -1,4 +1,5 @@
-// Command manis-agent is process 1 of a sandbox's virtual machine.
+// Command manis-agent is process 1 of a sandbox's virtual machine, and under
+// another name the init of a container in it.
 package main
 
 import (
@@ -11,6 +12,9 @@ import (
 var version = "dev"
 
 func main() {
+	if os.Args[0] == agent.ReaperName {
+		agent.Reap()
+	}
 	if err := agent.Run(version); err != nil {
 		os.Stderr.WriteString("manis-agent: " + err.Error() + "\n")
 		os.Exit(1)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -22,6 +23,10 @@ const (
 	volumesDir    = runDir + "/volumes"
 	cgroupRoot    = "/sys/fs/cgroup"
 )
+
+// Descriptors that the agent keeps for ever: its /dev/null, opened for both
+// directions, and its /proc, which means more than a container's.
+var nullFile, procDir = -1, -1
 
 // Run is the life of process 1: it makes the user space, waits for the host's
 // port, and serves requests until the machine is off. It returns only to a caller
@@ -49,7 +54,7 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	guest, err := wire.NewGuest(port)
+	guest, err := wire.NewServer(port)
 	if err != nil {
 		return err
 	}
@@ -115,6 +120,14 @@ func userSpace() error {
 	if nullFile, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
+	if procDir, err = unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open /proc: %w", err)
+	}
+	// Copies of deep trees hold a descriptor for each level.
+	files := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
+		return fmt.Errorf("raise the limit of open files: %w", err)
+	}
 	// Readers of /proc/PID of the agent's children, before they execute, need
 	// CAP_SYS_PTRACE.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -144,9 +157,23 @@ func standardFiles() {
 	}
 }
 
+// syncTimeout bounds the last sync: a filesystem that a container serves itself
+// may never answer.
+const syncTimeout = 20 * time.Second
+
 // powerOff ends the machine. What containers wrote is synced first.
 func powerOff() {
-	unix.Sync()
+	writeFile(containersCgroup+"/cgroup.kill", "1")
+	synced := make(chan struct{})
+	go func() {
+		unix.Sync()
+		close(synced)
+	}()
+	select {
+	case <-synced:
+	case <-time.After(syncTimeout):
+		complain("power off without a complete sync: a filesystem does not answer")
+	}
 	unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 }
 

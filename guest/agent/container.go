@@ -31,6 +31,8 @@ type container struct {
 	thread *thread
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
+	// disks are the writable ones, to be synced and released.
+	disks []usedDisk
 
 	// running is held for reading while a process is being launched and for
 	// writing by pause, since nothing can be launched into a frozen cgroup.
@@ -38,9 +40,16 @@ type container struct {
 
 	mu      sync.Mutex
 	first   *process
+	reaper  *process // of --init, else nil
 	execs   map[string]*process
 	paused  bool
 	removed bool
+}
+
+// usedDisk is a disk with a filesystem mounted for the container.
+type usedDisk struct {
+	path string
+	fd   int // a directory of the filesystem
 }
 
 // thread runs functions one after the other on an operating-system thread of
@@ -101,7 +110,7 @@ func leaveNamespaces() error {
 
 // CreateContainer builds everything but the process.
 func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerRequest) (*api.CreateContainerResponse, error) {
-	if !isName(r.Id) || len(r.Id) > 128 {
+	if !isName(r.Id) || len(r.Id) > 128 || r.Id[0] == '.' {
 		return nil, fail(codes.InvalidArgument, fmt.Errorf("container id %q is not a name", r.Id))
 	}
 	if r.Process == nil || len(r.Process.Args) == 0 {
@@ -129,6 +138,7 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 	c.mu.Unlock()
 	if err != nil {
 		c.remove(context.Background())
+		s.discard(r.Process)
 		s.mu.Lock()
 		delete(s.containers, r.Id)
 		s.mu.Unlock()
@@ -198,6 +208,11 @@ func (c *container) build(t *tracer) error {
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
+	if r.SharePid {
+		if err := joinSandboxPids(); err != nil {
+			return err
+		}
+	}
 	if !r.ShareUts {
 		if err := setNames(r.Hostname, r.Domainname); err != nil {
 			return err
@@ -208,12 +223,7 @@ func (c *container) build(t *tracer) error {
 		return fmt.Errorf("open mount namespace: %w", err)
 	}
 	c.mnt = os.NewFile(uintptr(mnt), "mnt")
-	proc, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open /proc: %w", err)
-	}
-	defer unix.Close(proc)
-	if err := writeSysctls(proc, "sys/", r.Sysctls); err != nil {
+	if err := writeSysctls(procDir, "sys/", r.Sysctls); err != nil {
 		return err
 	}
 	t.mark("namespaces")
@@ -286,17 +296,35 @@ func (c *container) finishRoot() error {
 	return nil
 }
 
-// visit runs f on a thread inside the container's mount namespace, whose root is the
+// mountNamespace returns the container's, for visit.
+func (c *container) mountNamespace() (*os.File, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.removed || c.mnt == nil {
+		return nil, fail(codes.NotFound, errors.New("the container was removed"))
+	}
+	return c.mnt, nil
+}
+
+// visit runs f on a thread inside a container's mount namespace, whose root is the
 // container's: paths mean there what they mean to the container, and nothing more.
 // The container's /proc/self is nobody there.
-func (c *container) visit(f func() error) error {
+func visit(mnt *os.File, f func() error) error {
+	conn, err := mnt.SyscallConn()
+	if err != nil {
+		return err
+	}
 	t := newThread()
 	defer t.end()
 	return t.do(func() error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("leave the agent's root: %w", err)
 		}
-		if err := unix.Setns(int(c.mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+		var err error
+		if e := conn.Control(func(fd uintptr) { err = unix.Setns(int(fd), unix.CLONE_NEWNS) }); e != nil {
+			err = e
+		}
+		if err != nil {
 			return fmt.Errorf("enter the container's mount namespace: %w", err)
 		}
 		return f()
@@ -311,6 +339,9 @@ func (s *service) RemoveContainer(ctx context.Context, r *api.ContainerRef) (*ap
 	}
 	if err := c.remove(ctx); err != nil {
 		return nil, fmt.Errorf("remove container: %w", err)
+	}
+	if c.first == nil {
+		s.discard(c.request.Process)
 	}
 	s.mu.Lock()
 	if s.containers[r.Id] == c {
@@ -343,6 +374,7 @@ func (c *container) remove(ctx context.Context) error {
 		p.abandon()
 		<-p.exited
 	}
+	note(c.syncDisks())
 	if c.cgroup != nil {
 		note(c.cgroup.await("populated 0", freezeTimeout))
 	}
@@ -350,11 +382,18 @@ func (c *container) remove(ctx context.Context) error {
 		c.thread.end()
 		c.thread = nil
 	}
+	for _, d := range c.disks {
+		unix.Close(d.fd)
+	}
 	if c.mnt != nil {
 		// With the last reference to the namespace its mounts go, and then the
 		// devices under them are free.
 		c.mnt.Close()
 	}
+	for _, d := range c.disks {
+		note(awaitRelease(d.path))
+	}
+	c.disks = nil
 	if c.verity != nil {
 		note(c.verity.remove())
 	}
@@ -375,8 +414,13 @@ func (c *container) processes() []*process {
 	if c.first != nil {
 		all = append(all, c.first)
 	}
+	if c.reaper != nil {
+		all = append(all, c.reaper)
+	}
 	for _, p := range c.execs {
-		all = append(all, p)
+		if p != nil {
+			all = append(all, p)
+		}
 	}
 	return all
 }

@@ -150,18 +150,3 @@ func (s *service) Update(ctx context.Context, r *api.UpdateRequest) (*api.Empty,
 	}
 	return &api.Empty{}, nil
 }
-
-var errLater = fail(codes.Unimplemented, errors.New("not offered yet"))
-
-func (s *service) Stats(ctx context.Context, r *api.ContainerRef) (*api.StatsResponse, error) {
-	return nil, errLater
-}
-func (s *service) Processes(ctx context.Context, r *api.ContainerRef) (*api.ProcessesResponse, error) {
-	return nil, errLater
-}
-func (s *service) CopyOut(ctx context.Context, r *api.CopyOutRequest) (*api.CopyOutResponse, error) {
-	return nil, errLater
-}
-func (s *service) CopyIn(ctx context.Context, r *api.CopyInRequest) (*api.Empty, error) {
-	return nil, errLater
-}

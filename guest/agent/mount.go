@@ -144,7 +144,7 @@ func (c *container) detach(m *mount) error {
 			err = fmt.Errorf("share entry %q does not exist", m.Source)
 		}
 	case "disk":
-		m.fd, err = mountDisk(m.Source, m.data, m.set)
+		m.fd, err = c.mountDisk(m.Source, m.data, m.set)
 	case "bind":
 		m.fd, err = openVolume(m.Source, m.recursive)
 	default:
@@ -289,7 +289,7 @@ func makeBelow(root int, name string) (int, error) {
 }
 
 // mountDisk mounts the filesystem of the disk with this serial.
-func mountDisk(serial string, data []string, attrs uint64) (int, error) {
+func (c *container) mountDisk(serial string, data []string, attrs uint64) (int, error) {
 	dev, err := awaitDisk(serial)
 	if err != nil {
 		return -1, err
@@ -302,10 +302,17 @@ func mountDisk(serial string, data []string, attrs uint64) (int, error) {
 		data = append([]string{"ro"}, data...)
 	}
 	fd, err := newFilesystem(kind, dev, data, attrs)
-	if err == nil {
+	if err != nil {
+		return -1, fmt.Errorf("disk %q: %w", serial, err)
+	}
+	if kind == "erofs" {
 		return fd, nil
 	}
-	return -1, fmt.Errorf("disk %q: %w", serial, err)
+	if err := c.use(dev, fd, "."); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // diskFormat looks at a disk's superblock.

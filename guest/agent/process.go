@@ -42,7 +42,7 @@ type process struct {
 
 // program prepares what the child does between clone and execve. It runs on a
 // thread inside the container, which it leaves in the process's working directory.
-func (c *container) program(p *api.Process, first bool, s *stdio, proc int) (*launch.Program, []string, error) {
+func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Program, []string, error) {
 	id, err := identify(p)
 	if err != nil {
 		return nil, nil, err
@@ -65,7 +65,7 @@ func (c *container) program(p *api.Process, first bool, s *stdio, proc int) (*la
 		b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	}
 	b.Try(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
-	b.WriteFileAt(proc, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))
+	b.WriteFileAt(procDir, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))
 	for _, l := range p.Rlimits {
 		resource, ok := rlimits[strings.TrimPrefix(l.Type, "RLIMIT_")]
 		if !ok {
@@ -73,6 +73,14 @@ func (c *container) program(p *api.Process, first bool, s *stdio, proc int) (*la
 			return nil, nil, fail(codes.InvalidArgument, fmt.Errorf("unknown resource limit %q", l.Type))
 		}
 		b.Rlimit(l.Type, resource, l.Soft, l.Hard)
+	}
+	if !hasRlimit(p.Rlimits, "NOFILE") {
+		// Not the agent's own limit; docker's.
+		b.Rlimit("RLIMIT_NOFILE", unix.RLIMIT_NOFILE, 1024, 524288)
+	}
+	if !hasRlimit(p.Rlimits, "NPROC") {
+		// The cgroup limits processes, not the machine's default per user.
+		b.Rlimit("RLIMIT_NPROC", unix.RLIMIT_NPROC, unix.RLIM_INFINITY, unix.RLIM_INFINITY)
 	}
 	b.Setsid()
 	b.Files(s.child[:])
@@ -112,6 +120,15 @@ func (c *container) program(p *api.Process, first bool, s *stdio, proc int) (*la
 	}
 	b.Exec(candidates, p.Args, env)
 	return b, candidates, nil
+}
+
+func hasRlimit(limits []*api.Rlimit, name string) bool {
+	for _, l := range limits {
+		if strings.TrimPrefix(l.Type, "RLIMIT_") == name {
+			return true
+		}
+	}
+	return false
 }
 
 // environment adds HOME where it is missing, as docker does.
@@ -228,13 +245,22 @@ func explainStart(name string, candidates []string, err error) error {
 }
 
 // spawn forks the program from the calling thread and takes care of the child.
-func (c *container) spawn(p *api.Process, first bool, s *stdio, proc int) (*process, error) {
-	program, candidates, err := c.program(p, first, s, proc)
+func (c *container) spawn(p *api.Process, first bool, s *stdio) (*process, error) {
+	program, candidates, err := c.program(p, first, s)
 	if err != nil {
 		return nil, err
 	}
 	defer program.Release()
 	child, err := launch.Fork(program, launch.Attr{UseCgroup: true, CgroupFD: c.cgroup.fd}, true)
+	if errors.Is(err, unix.EBUSY) && !first {
+		// The container has made cgroups of its own below its cgroup, which then
+		// holds no processes itself: join the first process where it is.
+		var fd int
+		if fd, err = c.cgroupOf(c.first.pid); err == nil {
+			child, err = launch.Fork(program, launch.Attr{UseCgroup: true, CgroupFD: fd}, true)
+			unix.Close(fd)
+		}
+	}
 	if err != nil {
 		return nil, explainStart(p.Args[0], candidates, err)
 	}
@@ -247,6 +273,24 @@ func (c *container) spawn(p *api.Process, first bool, s *stdio, proc int) (*proc
 		done:      make(chan struct{}),
 		abandoned: make(chan struct{}),
 	}, nil
+}
+
+// cgroupOf opens the cgroup in which a process of the container is.
+func (c *container) cgroupOf(pid int) (int, error) {
+	b, err := readFileAt(procDir, strconv.Itoa(pid)+"/cgroup", 8192)
+	if err != nil {
+		return -1, err
+	}
+	_, name, ok := strings.Cut(trim(b), "0::")
+	full := path.Join(cgroupRoot, name)
+	if !ok || !strings.HasPrefix(full, c.cgroup.path) {
+		return -1, errors.New("find the container's cgroup: its first process is elsewhere")
+	}
+	rel := strings.TrimPrefix(strings.TrimPrefix(full, c.cgroup.path), "/")
+	if rel == "" {
+		rel = "."
+	}
+	return unix.Openat(c.cgroup.fd, rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // StartContainer executes the first process.
@@ -270,20 +314,19 @@ func (s *service) StartContainer(ctx context.Context, r *api.StartContainerReque
 	if err != nil {
 		return nil, err
 	}
-	proc, err := openProc()
-	if err != nil {
-		streams.close()
-		return nil, err
-	}
-	defer unix.Close(proc)
 	var std *stdio
 	err = c.thread.do(func() error {
 		var err error
+		if c.request.Init && !c.request.SharePid {
+			if c.reaper, err = c.spawnReaper(); err != nil {
+				return err
+			}
+		}
 		if std, err = newStdio(p, true); err != nil {
 			return err
 		}
 		t.mark("streams")
-		c.first, err = c.spawn(p, true, std, proc)
+		c.first, err = c.spawn(p, true, std)
 		return err
 	})
 	if std != nil {
@@ -317,11 +360,15 @@ func (s *service) Exec(ctx context.Context, r *api.ExecRequest) (*api.StartRespo
 	defer c.running.RUnlock()
 	first, err := c.reserve(r.ExecId)
 	if err != nil {
+		s.discard(r.Process)
 		return nil, err
 	}
 	var t tracer
 	t.start()
 	p, err := s.exec(ctx, c, first, r.Process, &t)
+	if err != nil {
+		s.discard(r.Process)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
@@ -357,12 +404,6 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 	if err != nil {
 		return nil, err
 	}
-	proc, err := openProc()
-	if err != nil {
-		streams.close()
-		return nil, err
-	}
-	defer unix.Close(proc)
 	var std *stdio
 	var started *process
 	thread := newThread()
@@ -371,8 +412,10 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 		if err := unix.Unshare(unix.CLONE_FS); err != nil {
 			return fmt.Errorf("leave the agent's root: %w", err)
 		}
-		err := unix.Setns(int(first.pidfd.Fd()), unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
-		if err == unix.ESRCH {
+		err := first.withFD(func(fd int) error {
+			return unix.Setns(fd, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
+		})
+		if err == unix.ESRCH || errors.Is(err, os.ErrClosed) {
 			return fail(codes.FailedPrecondition, errors.New("the container is not running"))
 		}
 		if err != nil {
@@ -382,7 +425,7 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 			return err
 		}
 		t.mark("streams")
-		started, err = c.spawn(p, false, std, proc)
+		started, err = c.spawn(p, false, std)
 		return err
 	})
 	if std != nil {
@@ -396,15 +439,6 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 	t.mark("launch")
 	std.run(streams)
 	return started, nil
-}
-
-// openProc opens the agent's /proc for the child, which the container's may hide.
-func openProc() (int, error) {
-	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open /proc: %w", err)
-	}
-	return fd, nil
 }
 
 // watch waits for the end of a process and then of its output.
@@ -464,15 +498,22 @@ func (p *process) abandon() {
 	}
 }
 
+// withFD calls f with the pidfd on the same thread; os.ErrClosed when the process is
+// over.
+func (p *process) withFD(f func(fd int) error) error {
+	conn, err := p.pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if e := conn.Control(func(fd uintptr) { err = f(int(fd)) }); e != nil {
+		return e
+	}
+	return err
+}
+
 // signal sends a signal to the process.
 func (p *process) signal(sig syscall.Signal) error {
-	conn, err := p.pidfd.SyscallConn()
-	if err == nil {
-		var e error
-		if err = conn.Control(func(fd uintptr) { e = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err == nil {
-			err = e
-		}
-	}
+	err := p.withFD(func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrClosed) {
 		return fail(codes.NotFound, errors.New("the process has ended"))
 	}
@@ -534,9 +575,15 @@ func (s *service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 func (c *container) sync() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.removed {
-		return nil
+	return c.syncDisks()
+}
+
+// syncDisks is sync with c.mu held.
+func (c *container) syncDisks() error {
+	for _, d := range c.disks {
+		if _, _, errno := unix.Syscall(unix.SYS_SYNCFS, uintptr(d.fd), 0, 0); errno != 0 {
+			return fmt.Errorf("sync disk %s: %w", d.path, errno)
+		}
 	}
-	unix.Sync()
 	return nil
 }

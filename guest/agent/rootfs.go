@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -53,6 +54,9 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		}
 		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
 			return fmt.Errorf("mount scratch disk %q as ext4: %w", r.ScratchDisk, err)
+		}
+		if err := c.use(scratch, unix.AT_FDCWD, upper); err != nil {
+			return err
 		}
 	} else {
 		data := "mode=0755"
@@ -109,4 +113,39 @@ func (c *container) enterRoot() error {
 		return fmt.Errorf("leave the agent's root: %w", err)
 	}
 	return unix.Chdir("/")
+}
+
+// use notes a writable disk whose filesystem has a directory at path.
+func (c *container) use(disk string, dir int, path string) error {
+	fd, err := unix.Openat(dir, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open filesystem of %s: %w", disk, err)
+	}
+	c.disks = append(c.disks, usedDisk{disk, fd})
+	return nil
+}
+
+// releaseTimeout bounds the wait for a filesystem's end.
+const releaseTimeout = 5 * time.Second
+
+// awaitRelease waits until no filesystem uses a disk, so that its file on the
+// host is complete when the host hears that the container is removed. The kernel
+// tells nobody, so it is asked again and again, at growing distances.
+func awaitRelease(disk string) error {
+	deadline := time.Now().Add(releaseTimeout)
+	for pause := time.Millisecond; ; pause *= 2 {
+		fd, err := unix.Open(disk, unix.O_RDONLY|unix.O_EXCL|unix.O_CLOEXEC, 0)
+		if err == nil {
+			unix.Close(fd)
+			return nil
+		}
+		if err != unix.EBUSY {
+			return fmt.Errorf("release disk %s: %w", disk, err)
+		}
+		if time.Now().After(deadline) {
+			// Another container of the sandbox uses it as well.
+			return nil
+		}
+		time.Sleep(pause)
+	}
 }

@@ -20,7 +20,7 @@ const maxContainers = 512
 // service answers the host's requests.
 type service struct {
 	version string
-	guest   *wire.Guest
+	guest   *wire.Server
 	readyNS int64
 
 	mu         sync.Mutex
@@ -28,7 +28,7 @@ type service struct {
 	containers map[string]*container
 }
 
-func newService(version string, guest *wire.Guest) *service {
+func newService(version string, guest *wire.Server) *service {
 	return &service{version: version, guest: guest, containers: make(map[string]*container)}
 }
 

@@ -65,6 +65,11 @@ func (s *service) claim(ctx context.Context, p *api.Process) (*streams, error) {
 	return st, nil
 }
 
+// discard lets go of the streams of a process that will not start.
+func (s *service) discard(p *api.Process) {
+	s.guest.Discard(p.Stdin, p.Stdout, p.Stderr)
+}
+
 func (s *streams) close() {
 	for _, c := range []net.Conn{s.in, s.out, s.err} {
 		if c != nil {
@@ -135,9 +140,6 @@ func (s *stdio) openPipe(i int, token uint64, file **os.File) error {
 	*file = os.NewFile(uintptr(fds[mine]), "stream")
 	return nil
 }
-
-// nullFile is the agent's /dev/null, opened for both directions.
-var nullFile = -1
 
 // openTerminal makes a terminal of the container's own devpts.
 func (s *stdio) openTerminal(p *api.Process, first bool) error {
@@ -378,8 +380,8 @@ func (o *output) copy(done func()) {
 	}
 }
 
-// drain passes on what is in the pipe without waiting for more. The deadline
-// passed while the host did not read.
+// drain passes on what is there without waiting for more: the grace has passed,
+// maybe because the host did not read.
 func (o *output) drain(buf []byte) {
 	conn, err := o.from.SyscallConn()
 	if err != nil {
@@ -387,7 +389,8 @@ func (o *output) drain(buf []byte) {
 	}
 	left := 0
 	conn.Control(func(fd uintptr) { left, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
-	for left > 0 && !o.discards() {
+	// A terminal tells only a part of what it holds.
+	for left = max(left, 4*streamBuffer); left > 0 && !o.discards(); {
 		n := 0
 		conn.Control(func(fd uintptr) { n, err = unix.Read(int(fd), buf[:min(len(buf), left)]) })
 		if err != nil || n <= 0 {

@@ -29,7 +29,7 @@ const requestTimeout = 60 * time.Second
 
 // machine is a booted virtual machine with the agent in it.
 type machine struct {
-	host    *wire.Host
+	host    *wire.Client
 	agent   api.AgentService
 	qemu    *exec.Cmd
 	gone    chan struct{} // closed when QEMU has ended
@@ -177,7 +177,7 @@ func start(kernel, initrd string, hw hardware) (*machine, error) {
 		defer close(m.gone)
 		cmd.Wait()
 	}()
-	if m.host, err = wire.NewHost(conn); err != nil {
+	if m.host, err = wire.NewClient(conn); err != nil {
 		m.stop()
 		return nil, err
 	}
