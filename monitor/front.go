@@ -34,7 +34,7 @@ type fronts struct {
 	wg  sync.WaitGroup
 }
 
-func newFront(ctx context.Context, m *Monitor) *fronts {
+func newFronts(ctx context.Context, m *Monitor) *fronts {
 	return &fronts{ctx: ctx, m: m, all: make(map[*front]struct{})}
 }
 

@@ -122,14 +122,24 @@ func (m *Monitor) probe(ctx context.Context, r *round, check container.Health) c
 	}
 	ctx, cancel := context.WithTimeout(ctx, check.Timeout)
 	defer cancel()
-	ours, theirs := net.Pipe()
-	var text tail
+	var text beginning
 	var reading sync.WaitGroup
-	reading.Go(func() { text.readFrom(ours) })
-	id, err := m.exec(ctx, r, process, claimed{stdout: theirs})
-	if err != nil {
-		ours.Close()
+	var pipes []net.Conn
+	pipe := func() net.Conn {
+		ours, theirs := net.Pipe()
+		pipes = append(pipes, ours)
+		reading.Go(func() { text.readFrom(ours) })
+		return theirs
+	}
+	finish := func() {
+		for _, p := range pipes {
+			p.Close()
+		}
 		reading.Wait()
+	}
+	id, err := m.exec(ctx, r, process, claimed{stdout: pipe(), stderr: pipe()})
+	if err != nil {
+		finish()
 		return fail(message(err))
 	}
 	x, err := r.execs.get(id)
@@ -143,13 +153,11 @@ func (m *Monitor) probe(ctx context.Context, r *round, check container.Health) c
 		killCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killTime)
 		defer cancel()
 		r.sandbox.Signal(killCtx, &agent.SignalRequest{Id: containerID, ExecId: id, Signal: 9})
-		ours.Close()
-		reading.Wait()
+		finish()
 		return fail("health check exceeded its timeout of " + check.Timeout.String())
 	}
-	ours.Close()
-	reading.Wait()
-	result.End, result.Output = time.Now().UTC(), string(text)
+	finish()
+	result.End, result.Output = time.Now().UTC(), string(text.kept)
 	if x.err != nil {
 		return fail(message(x.err))
 	}
@@ -157,14 +165,19 @@ func (m *Monitor) probe(ctx context.Context, r *round, check container.Health) c
 	return result
 }
 
-// tail keeps the beginning of an output.
-type tail []byte
+// beginning keeps the first bytes of what several readers deliver.
+type beginning struct {
+	mu   sync.Mutex
+	kept []byte
+}
 
-func (t *tail) readFrom(c net.Conn) {
+func (b *beginning) readFrom(c net.Conn) {
 	buf := make([]byte, healthOutput)
 	for {
 		n, err := c.Read(buf)
-		*t = append(*t, buf[:min(n, healthOutput-len(*t))]...)
+		b.mu.Lock()
+		b.kept = append(b.kept, buf[:min(n, healthOutput-len(b.kept))]...)
+		b.mu.Unlock()
 		if err != nil {
 			return
 		}

@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"manis/api/monitor"
 	"manis/container"
 	"manis/image"
 	"manis/place"
@@ -125,9 +128,11 @@ func serve(ctx context.Context, id string) error {
 
 	ctx, cancel := context.WithCancel(trace.With(ctx, m.spans))
 	defer cancel()
-	front := newFront(ctx, m)
-	front.serve(first)
-	go front.accept(listener)
+	fronts := newFronts(ctx, m)
+	fronts.serve(first)
+	var background sync.WaitGroup
+	background.Go(func() { fronts.accept(listener) })
+	background.Go(func() { m.obeySignals(ctx) })
 
 	m.live(ctx)
 	if m.cfg.AutoRemove {
@@ -135,8 +140,25 @@ func serve(ctx context.Context, id string) error {
 	}
 	close(m.done)
 	listener.Close()
-	front.drain()
+	fronts.drain()
+	cancel()
+	background.Wait()
 	return nil
+}
+
+// obeySignals stops the container in order when the monitor is asked to end, as
+// at the host's shutdown. Everything else a terminal or a session may send is
+// not meant for the monitor.
+func (m *Monitor) obeySignals(ctx context.Context) {
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE)
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, unix.SIGTERM)
+	defer signal.Stop(terminate)
+	select {
+	case <-terminate:
+		(&front{Monitor: m}).Stop(ctx, &monitor.StopRequest{TimeoutSeconds: -1})
+	case <-ctx.Done():
+	}
 }
 
 // live runs rounds until the restart policy, or the user, says that it is

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -146,6 +147,8 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	health()
 	if waitErr == nil {
 		r.pumps.Wait()
+	}
+	if waitErr == nil && !m.throwaway() {
 		r.sandbox.Stop(ctx)
 	} else {
 		r.sandbox.Kill()
@@ -172,6 +175,14 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	m.save()
 	m.change()
 	return nil
+}
+
+// throwaway reports whether nothing that the guest has written outlives it, so
+// that there is no point in letting it sync and power off.
+func (m *Monitor) throwaway() bool {
+	return m.cfg.AutoRemove && !slices.ContainsFunc(m.cfg.Mounts, func(mount container.Mount) bool {
+		return mount.Type != "tmpfs" && !mount.ReadOnly
+	})
 }
 
 // failed records that a round could not start its process.
