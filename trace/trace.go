@@ -98,6 +98,16 @@ func (a *Active) End() {
 	a.recorder.spans[a.index].End = time.Now()
 }
 
+// Fail records why the phase failed. A nil error does nothing.
+func (a *Active) Fail(err error) {
+	if a != nil && err != nil {
+		a.Set(errorAttribute, err.Error())
+	}
+}
+
+// errorAttribute holds the reason of a failure.
+const errorAttribute = "error"
+
 // Set adds an attribute.
 func (a *Active) Set(name, value string) {
 	if a == nil {
@@ -126,26 +136,4 @@ func (r *Recorder) JSON() []byte {
 		return nil
 	}
 	return b
-}
-
-// Add takes over the spans of another process, from its JSON.
-func (r *Recorder) Add(b []byte) error {
-	var spans []Span
-	if err := json.Unmarshal(b, &spans); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	base := len(r.spans)
-	for _, s := range spans {
-		if len(r.spans) >= maxSpans {
-			break
-		}
-		s.ID += base
-		if s.Parent > 0 {
-			s.Parent += base
-		}
-		r.spans = append(r.spans, s)
-	}
-	return nil
 }
