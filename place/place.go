@@ -18,9 +18,10 @@ import (
 // Environment variables that move the places. A front end that was given flags
 // instead sets these for its children: see Places.Environ.
 const (
-	RootVariable  = "MANIS_ROOT"
-	RunVariable   = "MANIS_RUN"
-	GuestVariable = "MANIS_GUEST"
+	RootVariable   = "MANIS_ROOT"
+	RunVariable    = "MANIS_RUN"
+	GuestVariable  = "MANIS_GUEST"
+	ConfigVariable = "MANIS_CONFIG"
 )
 
 // maxRun is the longest run directory: a unix socket's address holds 107 bytes,
@@ -36,6 +37,8 @@ type Places struct {
 	Run string
 	// Cache holds what can be computed again.
 	Cache string
+	// Config holds files that the user writes. It need not exist.
+	Config string
 }
 
 // Find derives the places from, in this order, the arguments (the flags --root and
@@ -90,7 +93,19 @@ func Find(root, run string) (*Places, error) {
 			p.Cache = filepath.Join(p.Root, "cache")
 		}
 	}
-	for _, dir := range []*string{&p.Root, &p.Run, &p.Cache} {
+	switch config := os.Getenv("XDG_CONFIG_HOME"); {
+	case os.Getenv(ConfigVariable) != "":
+		p.Config = os.Getenv(ConfigVariable)
+	case filepath.IsAbs(config):
+		p.Config = filepath.Join(config, "manis")
+	case uid == 0:
+		p.Config = "/etc/manis"
+	default:
+		if p.Config, err = home(".config", "manis"); err != nil {
+			p.Config = "/etc/manis"
+		}
+	}
+	for _, dir := range []*string{&p.Root, &p.Run, &p.Cache, &p.Config} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return nil, fmt.Errorf("find manis's directories: %w", err)
 		}
@@ -140,6 +155,9 @@ func owned(dir string, uid int) error {
 func (p *Places) Containers() string { return filepath.Join(p.Root, "containers") }
 func (p *Places) Images() string     { return filepath.Join(p.Root, "images") }
 func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
+
+// Registries is the file that says how to reach image registries.
+func (p *Places) Registries() string { return filepath.Join(p.Config, "registries.json") }
 
 // Environ returns the assignments by which a child process finds the same places.
 func (p *Places) Environ() []string {

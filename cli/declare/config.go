@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"manis/container"
+	"manis/container/spec"
+	"manis/storage"
 )
 
 // Defaults of docker's.
@@ -37,17 +39,21 @@ type Host struct {
 	// VolumesFrom finds another container's mounts. May be nil without
 	// --volumes-from.
 	VolumesFrom func(name string) ([]container.Mount, error)
-	Now         func() time.Time
+	// ResolveMounts settles the user's mounts against the host's files. May be
+	// nil when only the flags are looked at.
+	ResolveMounts func([]storage.Mount) ([]storage.Mount, error)
+	Now           func() time.Time
 }
 
 // ThisHost is the host that runs this process.
 func ThisHost() Host {
-	return Host{CPUs: runtime.NumCPU(), Getenv: os.LookupEnv, FreePort: freePort, Now: time.Now}
+	return Host{CPUs: runtime.NumCPU(), Getenv: os.LookupEnv, FreePort: freePort, ResolveMounts: storage.ResolveMounts, Now: time.Now}
 }
 
 // Check finds what is wrong with the flags whatever the image is, so that a
 // mistake costs no pull.
 func (f *Flags) Check(h Host) error {
+	h.ResolveMounts = nil
 	_, err := f.Config(&Image{Config: ImageConfig{Cmd: []string{"true"}}}, nil, h)
 	return err
 }
@@ -67,7 +73,7 @@ func (f *Flags) Config(img *Image, args []string, h Host) (*container.Config, er
 	c := &container.Config{
 		ID: id, Name: f.Name, Created: h.Now().UTC(),
 		Image: img.Reference, ImageID: img.ID, Platform: img.Platform,
-		TTY: f.TTY, OpenStdin: f.Stdin,
+		TTY: f.TTY, OpenStdin: f.Stdin, StdinOnce: f.StdinOnce,
 		Hostname: f.hostname, Domainname: f.domainname,
 		Init: f.init, ReadOnly: f.readOnly,
 		AutoRemove: f.Remove,
@@ -173,7 +179,7 @@ func (f *Flags) setStop(c *container.Config, img *Image, _ []string, _ Host) err
 	if c.StopSignal == "" {
 		c.StopSignal = "SIGTERM"
 	}
-	if _, err := Signal(c.StopSignal); err != nil {
+	if _, err := spec.Signal(c.StopSignal); err != nil {
 		return err
 	}
 	c.StopTimeout = defaultStopTimeout

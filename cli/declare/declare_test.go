@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"manis/container"
 )
@@ -126,7 +125,6 @@ func TestFlags(t *testing.T) {
 			[]string{defaultPath, "A=1", "C=3", "FROM_HOST=here"}},
 		{"env with equals signs", "-e A=x=y -e C=", nil, func(c *container.Config) any { return c.Process.Env },
 			[]string{defaultPath, "A=x=y", "B=image", "C="}},
-		{"terminal", "-t", nil, func(c *container.Config) any { return c.Process.Env[3] }, "TERM=xterm"},
 		{"path", "-e PATH=/x", nil, func(c *container.Config) any { return c.Process.Env[0] }, "PATH=/x"},
 		{"user and group", "-u 1:2 --group-add 3 --group-add audio", nil,
 			func(c *container.Config) any { return c.Process.User + " " + strings.Join(c.Process.AddGroups, ",") }, "1:2 3,audio"},
@@ -163,7 +161,10 @@ func TestFlags(t *testing.T) {
 		}, []uint64{256 << 20, 512 << 20, 128 << 20, 1 << 30}},
 		{"unlimited swap", "-m 256m --memory-swap -1", nil, func(c *container.Config) any { return c.Resources.MemorySwapBytes }, uint64(unlimitedBytes)},
 		{"cpus", "--cpus 1.5 -c 512 --cpuset-cpus 0,2-3", nil,
-			func(c *container.Config) any { r := c.Resources; return fmt.Sprintf("%d %d %s", r.MilliCPUs, r.CPUShares, r.CPUSet) }, "1500 512 0,2-3"},
+			func(c *container.Config) any {
+				r := c.Resources
+				return fmt.Sprintf("%d %d %s", r.MilliCPUs, r.CPUShares, r.CPUSet)
+			}, "1500 512 0,2-3"},
 		{"cpu quota", "--cpu-period 50000 --cpu-quota 25000", nil, func(c *container.Config) any { return c.Resources.MilliCPUs }, uint64(500)},
 		{"ulimits", "--ulimit nofile=1:2 --ulimit core=-1 --ulimit nofile=5", nil, func(c *container.Config) any { return c.Resources.Ulimits },
 			[]container.Ulimit{{Name: "core", Soft: -1, Hard: -1}, {Name: "nofile", Soft: 5, Hard: 5}}},
@@ -198,6 +199,17 @@ func TestFlags(t *testing.T) {
 		{"no log", "--log-driver none", nil, func(c *container.Config) any { return c.Log.Driver }, "none"},
 		{"accel", "--accel tcg", nil, func(c *container.Config) any { return c.Accel }, "tcg"},
 
+		{"mounts", "-v /b/x:/b -v cache:/b/c:ro --mount type=volume,dst=/d --tmpfs /e:size=1m -v /var/data", nil, func(c *container.Config) any {
+			var all []string
+			for _, m := range c.Mounts {
+				source := m.Source
+				if m.Anonymous {
+					source = "?"
+				}
+				all = append(all, fmt.Sprintf("%s %s %s %v %v", m.Type, source, m.Destination, m.ReadOnly, m.Options))
+			}
+			return strings.Join(all, "; ")
+		}, "bind /b/x /b false []; volume ? /d false []; tmpfs  /e false [size=1048576]; volume cache /b/c true []; volume ? /var/data false []"},
 		{"volumes from", "--volumes-from other:ro", nil, func(c *container.Config) any {
 			return slices.DeleteFunc(c.Mounts, func(m container.Mount) bool { return m.Anonymous })
 		}, []container.Mount{
@@ -311,6 +323,12 @@ func TestMistakes(t *testing.T) {
 		{"--userns host", "virtual machine"},
 		{"--gpus all", "GPUs"},
 		{"--runtime runc", "runtime"},
+		{"-v a:b", "must be absolute"},
+		{"-v /a:/", "can't be '/'"},
+		{"-v /a:/b:zz", "unknown option"},
+		{"-v a:/x --tmpfs /x", "duplicate mount point: /x"},
+		{"--mount type=nope,dst=/x", "nope"},
+		{"--tmpfs relative", "absolute"},
 		{"--volumes-from nobody", "no such container"},
 		{"--volumes-from other:x", "--volumes-from"},
 	}
@@ -391,23 +409,6 @@ func TestFiles(t *testing.T) {
 			t.Errorf("labels %v", c.Labels)
 		}
 	})
-}
-
-func TestSignal(t *testing.T) {
-	tests := []struct {
-		in   string
-		want unix.Signal
-	}{
-		{"TERM", unix.SIGTERM}, {"sigterm", unix.SIGTERM}, {"9", unix.SIGKILL}, {"SIGUSR1", unix.SIGUSR1},
-		{"RTMIN", 34}, {"SIGRTMIN+3", 37}, {"RTMAX-1", 63}, {"64", 64},
-		{"", 0}, {"0", 0}, {"65", 0}, {"NOPE", 0}, {"RTMIN-1", 0}, {"RTMAX+1", 0}, {"RTMIN+99", 0}, {"-1", 0}, {"RTMIN+", 0},
-	}
-	for _, tt := range tests {
-		got, err := Signal(tt.in)
-		if got != tt.want || (err == nil) != (tt.want != 0) {
-			t.Errorf("Signal(%q) = %d, %v, want %d", tt.in, got, err, tt.want)
-		}
-	}
 }
 
 func TestParseImageConfig(t *testing.T) {

@@ -28,9 +28,6 @@ func (f *Flags) environment(image []string, h Host) ([]string, error) {
 			env.set(e)
 		}
 	}
-	if f.TTY && !env.has("TERM") {
-		env.set("TERM=xterm")
-	}
 	if err := env.addUsers(append(lines, f.env...), h.Getenv); err != nil {
 		return nil, err
 	}
@@ -57,8 +54,6 @@ type env struct {
 }
 
 func newEnv() *env { return &env{index: make(map[string]int)} }
-
-func (e *env) has(name string) bool { _, ok := e.index[name]; return ok }
 
 func (e *env) set(pair string) {
 	name, _, _ := strings.Cut(pair, "=")

@@ -14,12 +14,16 @@ type Flags struct {
 	Platform string
 	Pull     string // always, missing, never
 	Quiet    bool
+	Insecure bool // pull over plain HTTP
 	CIDFile  string
 	Attach   List // stdin, stdout, stderr
 	TTY      bool
 	Stdin    bool
 	Remove   bool
 	Trace    bool
+	// StdinOnce is not a flag: the container's stdin ends with the first
+	// attachment, as run has one.
+	StdinOnce bool
 
 	env, envFiles      List
 	user, workdir      string
@@ -94,6 +98,7 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.Name, "name", "", "Assign a name to the container")
 	fs.StringVar(&f.Platform, "platform", "", "Set platform if the image is multi-platform (os/arch[/variant])")
 	fs.StringVar(&f.Pull, "pull", "missing", `Pull image before running ("always", "missing", "never")`)
+	fs.BoolVar(&f.Insecure, "insecure", false, "Allow plain HTTP and unknown certificates when pulling")
 	fs.BoolVarP(&f.Quiet, "quiet", "q", false, "Suppress the pull output")
 	fs.BoolVar(&f.Remove, "rm", false, "Remove the container and its anonymous volumes when it ends")
 	fs.BoolVarP(&f.TTY, "tty", "t", false, "Allocate a pseudo-TTY")

@@ -1,36 +1,51 @@
 package declare
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
 	"strings"
 
 	"manis/container"
+	"manis/storage"
 )
 
 func (f *Flags) setMounts(c *container.Config, img *Image, _ []string, h Host) error {
-	var own []container.Mount
+	var own []storage.Mount
 	for _, kind := range []struct {
 		values []string
-		parse  func(string) (container.Mount, error)
-	}{{f.volumes, parseVolume}, {f.mounts, parseMount}, {f.tmpfs, parseTmpfs}} {
+		parse  func(string) (storage.Mount, error)
+	}{{f.volumes, storage.ParseVolume}, {f.mounts, storage.ParseMount}, {f.tmpfs, storage.ParseTmpfs}} {
 		for _, s := range kind.values {
 			m, err := kind.parse(s)
 			if err != nil {
 				return err
 			}
-			if at(own, m.Destination) {
-				return fmt.Errorf("duplicate mount point: %s", m.Destination)
-			}
 			own = append(own, m)
 		}
+	}
+	if h.ResolveMounts != nil {
+		var err error
+		if own, err = h.ResolveMounts(own); err != nil {
+			return err
+		}
+	}
+	var mounts []container.Mount
+	for _, m := range own {
+		if at(mounts, m.Destination) {
+			return fmt.Errorf("duplicate mount point: %s", m.Destination)
+		}
+		mounts = append(mounts, container.Mount{
+			Type: string(m.Type), Source: m.Source, Destination: m.Destination,
+			ReadOnly: m.ReadOnly, File: m.File, NoCopy: m.NoCopy, Options: m.Options,
+		})
 	}
 	inherited, err := f.inherited(h)
 	if err != nil {
 		return err
 	}
-	mounts := own
 	for _, m := range inherited {
 		if !at(mounts, m.Destination) {
 			mounts = append(mounts, m)
@@ -39,7 +54,7 @@ func (f *Flags) setMounts(c *container.Config, img *Image, _ []string, h Host) e
 	for dest := range img.Config.Volumes {
 		dest = path.Clean("/" + dest)
 		if dest == "/" {
-			return fmt.Errorf("the image declares its root directory as a volume")
+			return errors.New("the image declares its root directory as a volume")
 		}
 		if !at(mounts, dest) {
 			mounts = append(mounts, container.Mount{Type: "volume", Destination: dest})
@@ -50,9 +65,12 @@ func (f *Flags) setMounts(c *container.Config, img *Image, _ []string, h Host) e
 			m.Source, m.Anonymous = container.NewID(), true
 		}
 	}
-	// A mount comes before those below it; among the rest the order is only
-	// made the same each time.
-	slices.SortStableFunc(mounts, func(a, b container.Mount) int { return strings.Compare(a.Destination, b.Destination) })
+	// The image's come in no order; mounts above others come first.
+	slices.SortStableFunc(mounts, func(a, b container.Mount) int {
+		return cmp.Or(
+			cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/")),
+			cmp.Compare(a.Destination, b.Destination))
+	})
 	c.Mounts = mounts
 	return nil
 }
@@ -90,7 +108,3 @@ func (f *Flags) inherited(h Host) ([]container.Mount, error) {
 	}
 	return all, nil
 }
-
-func parseVolume(s string) (container.Mount, error) { return container.Mount{}, nil }
-func parseMount(s string) (container.Mount, error)  { return container.Mount{}, nil }
-func parseTmpfs(s string) (container.Mount, error)  { return container.Mount{}, nil }

@@ -12,6 +12,7 @@ import (
 	"github.com/docker/go-units"
 
 	"manis/container"
+	"manis/storage"
 )
 
 func (f *Flags) setResources(c *container.Config, _ *Image, _ []string, h Host) error {
@@ -227,11 +228,11 @@ func parseStorageOpt(s string, scratch *container.Scratch) error {
 	key, value, _ := strings.Cut(s, "=")
 	switch key {
 	case "size":
-		n, err := positiveSize(value)
+		n, err := storage.ParseStorageOption(s)
 		if err != nil {
 			return err
 		}
-		scratch.Bytes = n
+		scratch.Bytes = uint64(n)
 		return nil
 	case "type":
 		switch value {

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"manis/container"
 	"manis/seccomp"
 )
@@ -178,37 +176,4 @@ func optionPaths(value string) ([]string, error) {
 		paths[i] = path.Clean(p)
 	}
 	return paths, nil
-}
-
-// Signal reads a signal by name, with or without SIG, or by number.
-func Signal(s string) (unix.Signal, error) {
-	if n, err := strconv.Atoi(s); err == nil {
-		if n < 1 || n > 64 {
-			return 0, fmt.Errorf("invalid signal: %s", s)
-		}
-		return unix.Signal(n), nil
-	}
-	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
-	for _, rt := range []struct {
-		prefix string
-		base   int
-		sign   int
-	}{{"RTMIN", 34, 1}, {"RTMAX", 64, -1}} {
-		rest, ok := strings.CutPrefix(name, rt.prefix)
-		if !ok {
-			continue
-		}
-		if rest == "" {
-			return unix.Signal(rt.base), nil
-		}
-		offset, err := strconv.Atoi(strings.TrimLeft(rest, "+-"))
-		if err == nil && len(rest) > 1 && offset <= 30 && (rest[0] == '+') == (rt.sign > 0) {
-			return unix.Signal(rt.base + rt.sign*offset), nil
-		}
-		return 0, fmt.Errorf("invalid signal: %s", s)
-	}
-	if sig := unix.SignalNum("SIG" + name); sig != 0 {
-		return sig, nil
-	}
-	return 0, fmt.Errorf("invalid signal: %s", s)
 }
