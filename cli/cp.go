@@ -1,0 +1,357 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	grpcstatus "google.golang.org/grpc/status"
+
+	monitorapi "manis/api/monitor"
+	"manis/cli/archive"
+	"manis/cli/terminal"
+	"manis/monitor"
+)
+
+type cpFlags struct{ archive, follow, quiet bool }
+
+func (a *app) cpCommand() *cobra.Command {
+	var f cpFlags
+	cmd := &cobra.Command{
+		Use: `cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-
+	manis cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH`,
+		Short: "Copy files/folders between a container and the local filesystem",
+		Long: `Copy files/folders between a running container and the local filesystem.
+
+Use '-' as the source to read a tar archive from stdin and extract it to a
+directory in a container. Use '-' as the destination to stream a tar archive of a
+container source to stdout.`,
+		Args: needs(2, 2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sig, ctx := catch(cmd.Context())
+			defer sig.stop()
+			return asInterrupted(ctx, a.cp(ctx, args[0], args[1], f))
+		},
+	}
+	cmd.Flags().BoolVarP(&f.archive, "archive", "a", false, "Archive mode (copy all uid/gid information)")
+	cmd.Flags().BoolVarP(&f.follow, "follow-link", "L", false, "Always follow symbol link in SRC_PATH")
+	cmd.Flags().BoolVarP(&f.quiet, "quiet", "q", false, "Suppress the summary of what was copied")
+	return cmd
+}
+
+// splitCopy tells a container's path from a local one.
+func splitCopy(arg string) (name, file string) {
+	if strings.HasPrefix(arg, "/") || strings.HasPrefix(arg, ".") {
+		return "", arg
+	}
+	name, file, ok := strings.Cut(arg, ":")
+	if !ok || strings.Contains(name, "/") {
+		return "", arg
+	}
+	return name, file
+}
+
+func (a *app) cp(ctx context.Context, src, dst string, f cpFlags) error {
+	fromName, fromPath := splitCopy(src)
+	toName, toPath := splitCopy(dst)
+	switch {
+	case fromName != "" && toName != "":
+		return errors.New("copying between containers is not supported")
+	case fromName == "" && toName == "":
+		return errors.New("must specify at least one container source")
+	case fromName != "" && fromPath == "", toName != "" && toPath == "":
+		return errors.New("the path in the container is empty")
+	case fromPath == "" || toPath == "":
+		return errors.New("source and destination can not be empty")
+	}
+	name := fromName + toName
+	client, err := a.connect(ctx, name)
+	if errors.Is(err, monitor.ErrNotRunning) {
+		return fmt.Errorf("container %s is not running: files can be copied to and from running containers only, as the container's disk is opened by its virtual machine alone (manis start %s)", name, name)
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	c := &copying{a: a, client: client, flags: f}
+	var n int64
+	if fromName != "" {
+		n, err = c.out(ctx, fromPath, toPath)
+	} else {
+		n, err = c.in(ctx, fromPath, toPath)
+	}
+	if err != nil {
+		if lost(client) && ctx.Err() == nil {
+			return client.Lost()
+		}
+		return err
+	}
+	if !f.quiet && dst != "-" && terminal.Is(a.err) {
+		fmt.Fprintf(a.err, "Successfully copied %s to %s\n", humanSize(n), dst)
+	}
+	return nil
+}
+
+// copying is one cp.
+type copying struct {
+	a      *app
+	client *monitor.Client
+	flags  cpFlags
+}
+
+// stat says what a path of the container is; nil if it is nothing.
+func (c *copying) stat(ctx context.Context, name string, follow bool) (*monitorapi.CopyOutResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTime)
+	defer cancel()
+	st, err := c.client.API().CopyOut(ctx, &monitorapi.CopyOutRequest{Path: name, FollowLink: follow})
+	if grpcstatus.Code(err) == codes.NotFound {
+		return nil, nil
+	}
+	return st, err
+}
+
+// contentOnly reports whether a path means what is in the directory, not the
+// directory: "dir/.".
+func contentOnly(name string) bool {
+	return name == "." || name == ".." || strings.HasSuffix(name, "/.") || strings.HasSuffix(name, "/..")
+}
+
+// out copies from the container.
+func (c *copying) out(ctx context.Context, src, dst string) (int64, error) {
+	st, err := c.stat(ctx, src, c.flags.follow)
+	if err != nil {
+		return 0, err
+	}
+	if st == nil {
+		return 0, fmt.Errorf("could not find the file %s in the container", src)
+	}
+	if strings.HasSuffix(src, "/") && !st.IsDir {
+		return 0, fmt.Errorf("%s in the container is not a directory", src)
+	}
+	if dst == "-" {
+		if terminal.Is(c.a.out) {
+			return 0, errors.New("cowardly refusing to write an archive to a terminal: redirect the output")
+		}
+		return c.fetch(ctx, src, func(r io.Reader) (int64, error) { return io.Copy(c.a.out, r) })
+	}
+	dir, base, err := target(st.IsDir, contentOnly(src), st.Name, dst)
+	if err != nil {
+		return 0, err
+	}
+	return c.fetch(ctx, src, func(r io.Reader) (int64, error) {
+		return archive.Unpack(r, dir, st.Name, base, archive.Options{
+			KeepOwnership: c.flags.archive,
+			Skipped:       func(name, why string) { c.a.note("left out %s: %s", name, why) },
+		})
+	})
+}
+
+// target decides where on the host a copy goes: the directory to write to, and the
+// name in it, "." for the content of a directory.
+func target(srcDir, content bool, name, dst string) (dir, base string, err error) {
+	fi, err := os.Stat(dst)
+	switch {
+	case err == nil && fi.IsDir() && srcDir && content:
+		return dst, ".", nil
+	case err == nil && fi.IsDir():
+		if name == "." { // the root directory of the container
+			return dst, ".", nil
+		}
+		return dst, name, nil
+	case err == nil && srcDir:
+		return "", "", fmt.Errorf("cannot copy a directory to the file %s", dst)
+	case err == nil && strings.HasSuffix(dst, "/"):
+		return "", "", fmt.Errorf("%s is not a directory", dst)
+	case err == nil:
+		return filepath.Dir(dst), filepath.Base(dst), nil
+	case !errors.Is(err, os.ErrNotExist):
+		return "", "", err
+	case strings.HasSuffix(dst, "/") && !srcDir:
+		return "", "", fmt.Errorf("destination directory %s does not exist", dst)
+	}
+	dst = filepath.Clean(dst)
+	if _, err := os.Stat(filepath.Dir(dst)); err != nil {
+		return "", "", fmt.Errorf("invalid output path: directory %s does not exist", filepath.Dir(dst))
+	}
+	return filepath.Dir(dst), filepath.Base(dst), nil
+}
+
+// fetch gives the archive of a path of the container to use.
+func (c *copying) fetch(ctx context.Context, src string, use func(io.Reader) (int64, error)) (int64, error) {
+	stream, token, err := c.client.Stream()
+	if err != nil {
+		return 0, err
+	}
+	defer stream.Close()
+	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := c.client.API().CopyOut(ctx, &monitorapi.CopyOutRequest{Path: src, Stream: token, FollowLink: c.flags.follow})
+		if err != nil {
+			// Nothing more will come.
+			stream.SetDeadline(time.Unix(1, 0))
+		}
+		answered <- err
+	}()
+	n, err := use(stream)
+	if err != nil {
+		stream.SetDeadline(time.Unix(1, 0))
+		stream.Close()
+		// What the container's side says is the reason when it failed first.
+		select {
+		case remote := <-answered:
+			if remote != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+				return n, remote
+			}
+		default:
+		}
+		if ctx.Err() != nil {
+			return n, context.Cause(ctx)
+		}
+		c.client.Close() // ends the request
+		<-answered
+		return n, err
+	}
+	return n, <-answered
+}
+
+// in copies to the container.
+func (c *copying) in(ctx context.Context, src, dst string) (int64, error) {
+	if src == "-" {
+		st, err := c.stat(ctx, dst, true)
+		if err != nil {
+			return 0, err
+		}
+		if st == nil || !st.IsDir {
+			return 0, fmt.Errorf("destination \"%s\" must be a directory of the container", dst)
+		}
+		return c.send(ctx, dst, func(w io.Writer) (int64, error) { return io.Copy(w, c.a.in) })
+	}
+	follow := c.flags.follow || strings.HasSuffix(src, "/") || contentOnly(src)
+	stat := os.Lstat
+	if follow {
+		stat = os.Stat
+	}
+	fi, err := stat(src)
+	if err != nil {
+		return 0, err
+	}
+	if strings.HasSuffix(src, "/") && !fi.IsDir() {
+		return 0, fmt.Errorf("%s is not a directory", src)
+	}
+	abs, err := filepath.Abs(src)
+	if err != nil {
+		return 0, err
+	}
+	dir, base, err := c.placeIn(ctx, fi.IsDir(), contentOnly(src), filepath.Base(abs), dst)
+	if err != nil {
+		return 0, err
+	}
+	return c.send(ctx, dir, func(w io.Writer) (int64, error) { return archive.Pack(w, src, base, follow) })
+}
+
+// placeIn decides where in the container a copy goes.
+func (c *copying) placeIn(ctx context.Context, srcDir, content bool, name, dst string) (dir, base string, err error) {
+	// A link is replaced by nothing: what it leads to is written.
+	for range 40 {
+		link, err := c.stat(ctx, strings.TrimRight(dst, "/"), false)
+		if err != nil {
+			return "", "", err
+		}
+		if link == nil || link.Mode&unix.S_IFMT != unix.S_IFLNK {
+			break
+		}
+		target := link.LinkTarget
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(path.Clean("/"+dst)), target)
+		}
+		dst = target
+	}
+	st, err := c.stat(ctx, dst, true)
+	if err != nil {
+		return "", "", err
+	}
+	clean := path.Clean("/" + dst)
+	switch {
+	case st != nil && st.IsDir && srcDir && content:
+		return clean, ".", nil
+	case st != nil && st.IsDir:
+		return clean, name, nil
+	case st != nil && srcDir:
+		return "", "", fmt.Errorf("cannot copy a directory to the file %s of the container", dst)
+	case st != nil && strings.HasSuffix(dst, "/"):
+		return "", "", fmt.Errorf("%s of the container is not a directory", dst)
+	case st == nil && strings.HasSuffix(dst, "/") && !srcDir:
+		return "", "", fmt.Errorf("destination directory %s does not exist in the container", dst)
+	}
+	if st == nil {
+		parent, err := c.stat(ctx, path.Dir(clean), true)
+		if err != nil {
+			return "", "", err
+		}
+		if parent == nil || !parent.IsDir {
+			return "", "", fmt.Errorf("could not find the directory %s in the container", path.Dir(clean))
+		}
+	}
+	return path.Dir(clean), path.Base(clean), nil
+}
+
+// send unpacks what write writes in a directory of the container.
+func (c *copying) send(ctx context.Context, dir string, write func(io.Writer) (int64, error)) (int64, error) {
+	stream, token, err := c.client.Stream()
+	if err != nil {
+		return 0, err
+	}
+	defer stream.Close()
+	stop := context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	type written struct {
+		n   int64
+		err error
+	}
+	done := make(chan written, 1)
+	go func() {
+		n, err := write(onlyWrite{stream})
+		if err != nil {
+			// An archive without its end is an error on the other side too.
+			c.a.abort(stream)
+		} else {
+			err = stream.Close()
+		}
+		done <- written{n, err}
+	}()
+	_, err = c.client.API().CopyIn(ctx, &monitorapi.CopyInRequest{Path: dir, Stream: token, KeepOwnership: c.flags.archive})
+	if err != nil {
+		c.a.abort(stream)
+	}
+	w := <-done
+	switch {
+	case ctx.Err() != nil:
+		return w.n, context.Cause(ctx)
+	case w.err != nil && (err == nil || !errors.Is(w.err, os.ErrDeadlineExceeded)) && !isClosed(w.err):
+		return w.n, w.err
+	}
+	return w.n, err
+}
+
+// abort ends a stream in both directions.
+func (a *app) abort(stream net.Conn) {
+	stream.SetDeadline(time.Unix(1, 0))
+	stream.Close()
+}
+
+func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) }
+
+// onlyWrite hides everything else that a connection can do.
+type onlyWrite struct{ io.Writer }

@@ -1,0 +1,185 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	monitorapi "manis/api/monitor"
+	"manis/container"
+	"manis/monitor"
+)
+
+func (a *app) rmCommand() *cobra.Command {
+	var how removal
+	cmd := &cobra.Command{
+		Use:               "rm [OPTIONS] CONTAINER [CONTAINER...]",
+		Aliases:           []string{"remove"},
+		Short:             "Remove one or more containers",
+		Args:              needs(1, -1),
+		ValidArgsFunction: a.containerNames(anyStatus),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			sig, ctx := catch(cmd.Context())
+			defer sig.stop()
+			a.sweep(ctx)
+			return asInterrupted(ctx, a.each(args, func(name string) error {
+				c, err := a.container(name)
+				if err == nil {
+					err = a.remove(ctx, c, how)
+				}
+				if errors.Is(err, container.ErrNotFound) {
+					if how.force {
+						a.note("no such container: %s", name)
+						return nil
+					}
+					return fmt.Errorf("no such container: %s", name)
+				}
+				if err == nil {
+					fmt.Fprintln(a.out, name)
+				}
+				return err
+			}))
+		},
+	}
+	cmd.Flags().BoolVarP(&how.force, "force", "f", false, "Force the removal of a running container (uses SIGKILL)")
+	cmd.Flags().BoolVarP(&how.volumes, "volumes", "v", false, "Remove anonymous volumes associated with the container")
+	return cmd
+}
+
+// removal is how to remove a container.
+type removal struct{ force, volumes bool }
+
+// errRemoving: somebody else is at it.
+var errRemoving = errors.New("removal is already in progress")
+
+// remove deletes a container, by force also a running one. Of two that remove
+// one container at the same time, one does and the other fails.
+func (a *app) remove(ctx context.Context, c *container.Container, how removal) error {
+	places, err := a.places()
+	if err != nil {
+		return err
+	}
+	cfg, err := c.Config()
+	if err != nil {
+		return err
+	}
+	for attempt := 0; ; attempt++ {
+		lock, err := c.Lock()
+		switch {
+		case err == nil:
+			if cfg, err = c.Config(); err != nil {
+				lock.Close()
+				return err
+			}
+			return monitor.Remove(places, c, cfg, lock, how.volumes)
+		case errors.Is(err, container.ErrNotFound) && attempt > 0 && cfg.AutoRemove:
+			return nil // its monitor removed it when it ended
+		case !errors.Is(err, container.ErrRunning):
+			return err
+		case attempt >= 3:
+			return fmt.Errorf("container %s: %w", c.ID[:12], errRemoving)
+		case how.force:
+			if err := a.end(ctx, c); err != nil {
+				return err
+			}
+			continue
+		}
+		st, err := c.State()
+		if err != nil {
+			return err
+		}
+		if st.Status.Live() {
+			return fmt.Errorf("cannot remove container %q: container is %s: stop the container before removing or force remove", cfg.Name, st.Status)
+		}
+		// Its monitor is about to end, or to begin.
+		if err := a.outlive(ctx, c); err != nil {
+			return err
+		}
+	}
+}
+
+// end kills a container and waits until its monitor is gone.
+func (a *app) end(ctx context.Context, c *container.Container) error {
+	client, err := monitor.Connect(ctx, c)
+	if errors.Is(err, monitor.ErrNotRunning) {
+		return a.outlive(ctx, c)
+	}
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	_, err = client.API().Stop(ctx, &monitorapi.StopRequest{TimeoutSeconds: 0, Signal: uint32(unix.SIGKILL)})
+	if err != nil && !lost(client) {
+		return err
+	}
+	client.Close()
+	return a.outlive(ctx, c)
+}
+
+// outlive waits until nobody holds the container's lock. Whoever holds it is about
+// to let go: a monitor at its end, or another removal.
+func (a *app) outlive(ctx context.Context, c *container.Container) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+	defer cancel()
+	f, err := os.Open(filepath.Join(c.Dir(), "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID[:12], err)
+	}
+	free := make(chan error, 1)
+	go func() {
+		// Nothing but the lock itself wakes this up. When the lock never comes, it
+		// ends with this process, which is then about to fail.
+		defer f.Close()
+		for {
+			err := unix.Flock(int(f.Fd()), unix.LOCK_SH)
+			if err != unix.EINTR {
+				free <- err
+				return
+			}
+		}
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		if ctx.Err() == context.DeadlineExceeded {
+			return fmt.Errorf("container %s: %w, or its monitor does not end (manis inspect shows its process id)", c.ID[:12], errRemoving)
+		}
+		return context.Cause(ctx)
+	}
+}
+
+// sweep removes what killed processes left behind: half-made directories, and
+// containers of --rm whose monitor was killed. It is a courtesy of commands that
+// do something else, and fails silently.
+func (a *app) sweep(ctx context.Context) {
+	store, err := a.containers()
+	if err != nil {
+		return
+	}
+	store.Sweep()
+	all, err := store.List()
+	if err != nil {
+		return
+	}
+	for _, c := range all {
+		cfg, err := c.Config()
+		if err != nil || !cfg.AutoRemove {
+			continue
+		}
+		st, err := c.State()
+		if err != nil || st.Status != container.Dead && st.Status != container.Exited {
+			continue
+		}
+		a.remove(ctx, c, removal{volumes: true})
+	}
+}
