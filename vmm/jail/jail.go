@@ -40,8 +40,15 @@ type Config struct {
 	// KVM gives access to /dev/kvm.
 	KVM bool
 	// User is the host's user and group for the process when root starts it
-	// without Shares; see Identity. Ignored for ordinary users.
+	// without Shares; see UserFor. Ignored for ordinary users.
 	User uint32
+	// Group is the control group of the process. A host that does not permit it
+	// is no error; Verify tells.
+	Group GroupConfig
+	// Open leaves out the jail: the process sees the host as its starter does, but
+	// still gains no privilege and dies with its parent. Files and Shares are not for
+	// it.
+	Open bool
 }
 
 // File is a host file that the jail shows.
@@ -64,18 +71,40 @@ type Entry struct {
 const namespaces = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC |
 	unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWCGROUP
 
+// environment is all that the process gets of one: the libraries lie in one
+// directory, whatever the host's layout.
+var environment = []string{"LD_LIBRARY_PATH=" + LibraryDir}
+
 // Process is a jailed process.
 type Process struct {
 	*launch.Process
 	identity identity
+	open     bool
+	// entries are the names in the root directory.
+	entries []string
+	// readOnly says of every share's mount point whether it is.
+	readOnly  map[string]bool
+	group     *group
+	groupless string // why there is no group
 }
 
 // Start starts the process and returns when it executes the program.
-func Start(c Config) (*Process, error) {
-	id := identify(&c)
+func Start(c Config) (_ *Process, err error) {
+	j := &Process{identity: identify(&c), open: c.Open}
+	if g, err := makeGroup(c.Group); err == nil {
+		j.group = g
+	} else {
+		j.groupless = err.Error()
+	}
+	defer func() {
+		if err != nil && j.group != nil {
+			j.group.remove()
+		}
+	}()
+	id := j.identity
 	p := new(launch.Program)
 	defer p.Release()
-	attr := launch.Attr{Namespaces: namespaces}
+	attr := launch.Attr{}
 
 	// The write that follows DieWithParent finds the parent alive only while
 	// it holds the reading end.
@@ -86,31 +115,42 @@ func Start(c Config) (*Process, error) {
 	defer unix.Close(alive[0])
 	defer unix.Close(alive[1])
 
-	if !id.root {
-		attr.Namespaces |= unix.CLONE_NEWUSER
-		id.mapSelf(p)
+	if j.group != nil {
+		p.Meet("join control group", func(pid int) error {
+			// A group may be makeable but not joinable, when the common parent
+			// of the old one and the new one is not ours (cgroup v2).
+			if err := j.group.join(pid); err != nil {
+				j.groupless = err.Error()
+			}
+			return nil
+		})
 	}
-	p.Call("set umask", unix.SYS_UMASK, 0o022)
-	p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	furnish(p, &c, id)
-	p.PivotRoot(".")
-
-	p.Call("name host", unix.SYS_SETHOSTNAME, "vm", 2)
-	p.Call("name domain", unix.SYS_SETDOMAINNAME, "", 0)
+	if !c.Open {
+		attr.Namespaces = namespaces
+		if !id.root {
+			attr.Namespaces |= unix.CLONE_NEWUSER
+			id.mapSelf(p)
+		}
+		p.Umask(0o022)
+		p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+		j.furnish(p, &c)
+		p.PivotRoot(".")
+		p.Call("name host", unix.SYS_SETHOSTNAME, "vm", 2)
+		p.Call("name domain", unix.SYS_SETDOMAINNAME, "", 0)
+		if id.root {
+			id.enter(p)
+		}
+		p.BoundCapabilities(id.caps, lastCapability())
+		p.KeepCapabilities()
+		p.User(id.uid, id.gid)
+		p.Capabilities(id.caps, id.caps, id.caps, id.caps)
+	}
 	setLimits(p)
-	if id.root {
-		id.enter(p)
-	}
-	p.BoundCapabilities(id.caps, lastCapability())
-	p.KeepCapabilities()
-	p.User(id.uid, id.gid)
-	p.Capabilities(id.caps, id.caps, id.caps, id.caps)
 	p.NoNewPrivileges()
 	p.Setsid()
 	p.DieWithParent()
 	p.Call("close", unix.SYS_CLOSE, alive[0])
 	p.Call("find the parent", unix.SYS_WRITE, alive[1], []byte{0}, 1)
-
 	fds := make([]int, len(c.Descriptors))
 	for i, f := range c.Descriptors {
 		fds[i] = -1
@@ -119,20 +159,44 @@ func Start(c Config) (*Process, error) {
 		}
 	}
 	p.Files(fds)
+	env := []string(nil)
+	if !c.Open {
+		f, err := filter()
+		if err != nil {
+			return nil, err
+		}
+		p.Seccomp(f.Program, f.Flags)
+		env = environment
+	}
 	argv := append([]string{c.Closure.Program}, c.Args...)
-	p.Exec([]string{c.Closure.Program}, argv, []string{"LD_LIBRARY_PATH=" + LibraryDir})
+	p.Exec([]string{c.Closure.Program}, argv, env)
 
-	proc, err := launch.Start(p, attr, nil)
-	if err != nil {
+	if j.Process, err = launch.Start(p, attr, nil); err != nil {
 		return nil, explain(err)
 	}
-	return &Process{Process: proc, identity: id}, nil
+	if j.group != nil && j.groupless != "" {
+		j.group.remove()
+		j.group = nil
+	}
+	return j, nil
+}
+
+// Release frees what belongs to the process, which must have ended.
+func (j *Process) Release() error {
+	j.Process.Release()
+	if j.group == nil {
+		return nil
+	}
+	g := j.group
+	j.group, j.groupless = nil, "removed"
+	return g.remove()
 }
 
 // furnish builds the root: a tmpfs mounted over Dir, which becomes the working
 // directory, with a bind mount for every file. Then all of it is made
 // read-only, and the shares are mounted into it, which must stay as they are.
-func furnish(p *launch.Program, c *Config, id identity) {
+func (j *Process) furnish(p *launch.Program, c *Config) {
+	id := j.identity
 	p.Mount("tmpfs", c.Dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=1m,nr_inodes=4k")
 	p.Chdir(c.Dir)
 	r := room{p: p, dirs: map[string]bool{".": true}}
@@ -173,9 +237,12 @@ func furnish(p *launch.Program, c *Config, id identity) {
 	if c.KVM {
 		id.bindDevice(p)
 	}
+	j.entries, j.readOnly = r.top(), map[string]bool{}
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {
-			target := r.relative(filepath.Join(SharesDir, s.Name, e.Name))
+			inside := filepath.Join(SharesDir, s.Name, e.Name)
+			j.readOnly[inside] = e.ReadOnly
+			target := r.relative(inside)
 			p.Mount(e.Host, target, "", unix.MS_BIND|unix.MS_REC, "")
 			flags := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
 			if e.ReadOnly {
@@ -200,6 +267,8 @@ func setattr(p *launch.Program, path string, flags uint64) {
 type room struct {
 	p    *launch.Program
 	dirs map[string]bool
+	// files are those in the root itself.
+	files []string
 }
 
 func (r *room) relative(path string) string { return "." + filepath.Clean("/"+path) }
@@ -214,8 +283,23 @@ func (r *room) mkdir(path string) {
 	}
 }
 
+// top lists the entries of the root; files are put into directories only, but
+// for those at the top.
+func (r *room) top() []string {
+	var names []string
+	for path := range r.dirs {
+		if path != "." && !strings.Contains(path, "/") {
+			names = append(names, path)
+		}
+	}
+	return append(names, r.files...)
+}
+
 func (r *room) file(host, inside string) {
 	r.mkdir(filepath.Dir(inside))
+	if filepath.Dir(inside) == "/" {
+		r.files = append(r.files, filepath.Base(inside))
+	}
 	target := r.relative(inside)
 	r.p.CreateFile(target, 0o444)
 	r.p.Mount(host, target, "", unix.MS_BIND, "")

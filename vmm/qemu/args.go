@@ -42,7 +42,7 @@ const (
 )
 
 // arguments returns QEMU's command line and the descriptors from fdFree on.
-func arguments(c *vmm.Config, tscKHz int) ([]string, []*os.File, error) {
+func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.File, error) {
 	var files []*os.File
 	inherit := func(f *os.File) int {
 		files = append(files, f)
@@ -52,11 +52,14 @@ func arguments(c *vmm.Config, tscKHz int) ([]string, []*os.File, error) {
 	a := []string{
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-L", firmwareDir,
+		"-bios", in.bios(),
 		"-machine", "q35,memory-backend=ram,dump-guest-core=off,usb=off,sata=off,smbus=off,graphics=off,vmport=off,i8042=off,hpet=off",
 		"-m", fmt.Sprintf("size=%dM", mib),
 		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib),
 		"-smp", strconv.Itoa(max(c.VCPUs, 1)),
+	}
+	for _, dir := range in.firmwareDirs(c.Unjailed) {
+		a = append(a, "-L", dir)
 	}
 	if c.Accel == vmm.AccelKVM {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
@@ -96,9 +99,13 @@ func arguments(c *vmm.Config, tscKHz int) ([]string, []*os.File, error) {
 			"-fsdev", fmt.Sprintf("local,id=share%d,path=%s/%s,security_model=%s,multidevs=remap", i, jail.SharesDir, s.Tag, model),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=share%d,mount_tag=%s,disable-legacy=on", i, s.Tag))
 	}
-	a = append(a, "-kernel", kernelPath)
+	kernel, initrd := kernelPath, initrdPath
+	if c.Unjailed {
+		kernel, initrd = c.Kernel, c.Initrd
+	}
+	a = append(a, "-kernel", kernel)
 	if c.Initrd != "" {
-		a = append(a, "-initrd", initrdPath)
+		a = append(a, "-initrd", initrd)
 	}
 	return append(a, "-append", cmdline(c, tscKHz)), files, nil
 }

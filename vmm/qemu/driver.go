@@ -53,6 +53,9 @@ func (d *Driver) Prepare() error {
 // Start implements vmm.Driver.
 func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	begun := time.Now()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if err := c.Check(); err != nil {
 		return nil, err
 	}
@@ -65,7 +68,7 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	if c.Accel == "" {
 		c.Accel = vmm.AccelTCG
 	}
-	args, files, err := arguments(&c, d.tscKHz)
+	args, files, err := arguments(&c, d.install, d.tscKHz)
 	if err != nil {
 		return nil, err
 	}
@@ -98,6 +101,9 @@ func checkPaths(c *vmm.Config) error {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%w: %s %s is not a file", vmm.ErrConfig, what, *path)
 		}
+	}
+	if c.Unjailed && len(c.Shares) > 0 {
+		return fmt.Errorf("%w: shares are mounted inside the jail, so there are none without it", vmm.ErrConfig)
 	}
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"manis/vmm"
 	"manis/vmm/jail"
@@ -32,6 +33,28 @@ type Installation struct {
 	Closure *jail.Closure
 	// Firmware maps the names in the jail's firmware directory to host files.
 	Firmware map[string]string
+}
+
+// bios is the firmware's name. qboot does what a Linux guest needs and no
+// more; SeaBIOS takes 0.1 s longer under TCG and is everywhere.
+func (in *Installation) bios() string {
+	if in.Firmware["qboot.rom"] != "" {
+		return "qboot.rom"
+	}
+	return "bios-256k.bin"
+}
+
+// firmwareDirs are the directories to look for firmware in.
+func (in *Installation) firmwareDirs(unjailed bool) []string {
+	if !unjailed {
+		return []string{firmwareDir}
+	}
+	var dirs []string
+	for _, path := range in.Firmware {
+		dirs = append(dirs, filepath.Dir(path))
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs)
 }
 
 // FindInstallation looks for QEMU at path, or in PATH and the usual places when it is

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +44,7 @@ type machine struct {
 	exit   vmm.Exit
 	killed bool
 	seen   events
+	facts  []vmm.Confinement
 	once   sync.Once
 }
 
@@ -131,8 +133,13 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 		Dir:         c.RunDir,
 		KVM:         c.Accel == vmm.AccelKVM,
 		User:        jail.UserFor(c.RunDir),
-		Files:       []jail.File{{Host: c.Kernel, Inside: kernelPath}},
+		Group:       jail.GroupConfig{Path: c.Cgroup.Path, MemoryBytes: c.Cgroup.MemoryBytes, PIDs: c.Cgroup.PIDs},
+		Open:        c.Unjailed,
 	}
+	if c.Unjailed {
+		return j
+	}
+	j.Files = []jail.File{{Host: c.Kernel, Inside: kernelPath}}
 	if c.Initrd != "" {
 		j.Files = append(j.Files, jail.File{Host: c.Initrd, Inside: initrdPath})
 	}
@@ -154,12 +161,33 @@ func (v *machine) greet(ctx context.Context) error {
 	select {
 	case <-v.monitor.greeted:
 		v.mark("machine")
-		return nil
+		return v.verify()
 	case <-v.done:
 		return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
 	case <-ctx.Done():
 		return fmt.Errorf("wait for QEMU: %w", ctx.Err())
 	}
+}
+
+// verify reads back what confines QEMU, now that it has installed its own
+// filter and before the guest has got far.
+func (v *machine) verify() error {
+	facts, err := v.process.Verify()
+	v.mu.Lock()
+	for _, f := range facts {
+		v.facts = append(v.facts, vmm.Confinement{Name: f.Name, InForce: f.InForce, Detail: f.Detail})
+	}
+	v.mu.Unlock()
+	if err != nil {
+		select {
+		case <-v.done: // nothing could be read because it has ended
+			return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
+		default:
+			return fmt.Errorf("%w: %w", vmm.ErrNotJailed, err)
+		}
+	}
+	v.mark("verify")
+	return nil
 }
 
 // on remembers an event; it runs on the monitor's goroutine.
@@ -277,13 +305,13 @@ func (v *machine) Kill() error {
 func (v *machine) release() (err error) {
 	v.once.Do(func() {
 		if v.process != nil {
-			v.process.Release()
+			err = v.process.Release()
 		}
 		for _, conn := range v.conns {
 			conn.Close()
 		}
 		if v.dir != "" {
-			err = os.Remove(v.dir)
+			err = errors.Join(err, os.Remove(v.dir))
 		}
 	})
 	return err
@@ -300,6 +328,7 @@ func (v *machine) Info() vmm.Info {
 		Args:        v.args,
 		MemoryBytes: v.config.MemoryBytes,
 		VCPUs:       max(v.config.VCPUs, 1),
-		Start:       append([]vmm.Phase(nil), v.phases...),
+		Jail:        slices.Clone(v.facts),
+		Start:       slices.Clone(v.phases),
 	}
 }

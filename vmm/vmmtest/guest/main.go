@@ -16,6 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 func main() {
 	signal.Ignore(unix.SIGPIPE)
 	for _, m := range [][2]string{{"devtmpfs", "/dev"}, {"proc", "/proc"}, {"sysfs", "/sys"}} {
@@ -61,6 +68,29 @@ func open() *os.File {
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// frame brings a network interface up and sends a broadcast frame of a
+// protocol number meant for experiments.
+func frame(name, text string) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	ifr.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return err
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifr); err != nil {
+		return err
+	}
+	b := append([]byte("\xff\xff\xff\xff\xff\xff\x02\x00\x00\x00\x00\x01\x88\xb5"), text...)
+	return unix.Sendto(fd, b, 0, &unix.SockaddrLinklayer{Ifindex: int(ifr.Uint32())})
 }
 
 func answer(verb string, args []string, r io.Reader, w io.Writer) (string, error) {
@@ -137,6 +167,8 @@ func answer(verb string, args []string, r io.Reader, w io.Writer) (string, error
 		fmt.Sscan(arg(0), &n)
 		_, err := io.CopyN(w, r, n)
 		return "", err
+	case "frame": // frame NAME TEXT: sends one Ethernet frame
+		return "", frame(arg(0), arg(1))
 	case "clock":
 		var ts unix.Timespec
 		err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
@@ -147,6 +179,24 @@ func answer(verb string, args []string, r io.Reader, w io.Writer) (string, error
 		return "", unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	case "exit": // the kernel panics without PID 1
 		os.Exit(3)
+	case "size": // size DEVICE
+		f, err := os.Open(arg(0))
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		n, err := f.Seek(0, io.SeekEnd)
+		return fmt.Sprint(n), err
+	case "fill": // fill PATH BYTES: writes zeros, then syncs
+		var n int64
+		fmt.Sscan(arg(1), &n)
+		f, err := os.Create(arg(0))
+		if err != nil {
+			return "", err
+		}
+		defer f.Close()
+		_, err = io.CopyN(f, zeros{}, n)
+		return "", err
 	case "spin":
 		for {
 		}

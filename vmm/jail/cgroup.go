@@ -1,0 +1,235 @@
+package jail
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// CgroupRoot is where the host mounts its control groups.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// GroupConfig names a control group for the process.
+type GroupConfig struct {
+	// Path begins with "/" for a path from the root of each hierarchy; else it is
+	// relative to the group of the calling process. Empty: no group.
+	Path string
+	// MemoryBytes and PIDs limit the group; 0 is no limit.
+	MemoryBytes uint64
+	PIDs        int64
+}
+
+// controllers are those whose limits are set, in either version.
+var controllers = []string{"memory", "pids"}
+
+// group is a control group that was made for one process.
+type group struct {
+	path string // as asked for
+	dirs []dir
+}
+
+// dir is the group in one hierarchy.
+type dir struct {
+	// controller is empty for the unified hierarchy of version 2.
+	controller string
+	path       string // below /sys/fs/cgroup
+	within     string // below the hierarchy's root, as in /proc/PID/cgroup
+}
+
+func (g *group) String() string {
+	v := "v2"
+	if g.dirs[0].controller != "" {
+		v = "v1"
+	}
+	return fmt.Sprintf("%s (%s)", g.dirs[0].within, v)
+}
+
+// makeGroup makes the group where the host permits it and sets its limits.
+// On error nothing is left.
+func makeGroup(c GroupConfig) (_ *group, err error) {
+	if c.Path == "" {
+		return nil, errors.New("none asked for")
+	}
+	if slices.Contains(strings.Split(c.Path, "/"), "..") {
+		return nil, fmt.Errorf("path %s leads upwards", c.Path)
+	}
+	own, err := readBounded("/proc/self/cgroup")
+	if err != nil {
+		return nil, err
+	}
+	g := &group{path: c.Path}
+	unified := unifiedRoot()
+	for _, name := range controllers {
+		d, e := place(name, c.Path, own, unified)
+		if e != nil {
+			err = e
+			continue
+		}
+		if !slices.ContainsFunc(g.dirs, func(o dir) bool { return o.path == d.path }) {
+			g.dirs = append(g.dirs, d)
+		}
+	}
+	if len(g.dirs) == 0 {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			g.remove()
+		}
+	}()
+	for i, d := range g.dirs {
+		if err := os.MkdirAll(d.path, 0o755); err != nil {
+			g.dirs = g.dirs[:i]
+			return nil, err
+		}
+		if d.controller == "" {
+			delegate(unified, d.within)
+		}
+	}
+	if c.MemoryBytes > 0 {
+		if err := g.set("memory", "memory.limit_in_bytes", "memory.max", strconv.FormatUint(c.MemoryBytes, 10)); err != nil {
+			return nil, err
+		}
+	}
+	if c.PIDs > 0 {
+		if err := g.set("pids", "pids.max", "pids.max", strconv.FormatInt(c.PIDs, 10)); err != nil {
+			return nil, err
+		}
+	}
+	return g, nil
+}
+
+// unifiedRoot is the mount point of version 2 if it has the controllers.
+func unifiedRoot() string {
+	if isUnified(cgroupRoot) {
+		return cgroupRoot
+	}
+	return ""
+}
+
+func isUnified(path string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(path, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// place says where the group is for a controller.
+func place(controller, path, own, unified string) (dir, error) {
+	d := dir{controller: controller, path: filepath.Join(cgroupRoot, controller)}
+	if unified != "" {
+		d = dir{path: unified}
+	} else if _, err := os.Stat(d.path); err != nil {
+		return dir{}, fmt.Errorf("control group %s is not mounted: %w", controller, err)
+	}
+	d.within = filepath.Clean("/" + path)
+	if !strings.HasPrefix(path, "/") {
+		base, ok := membership(own, d.controller)
+		if !ok {
+			return dir{}, fmt.Errorf("no control group of our own for %s", controller)
+		}
+		d.within = filepath.Join(base, path)
+	}
+	d.path = filepath.Join(d.path, d.within)
+	return d, nil
+}
+
+// membership finds in a /proc/PID/cgroup the group for a controller, or the
+// unified one for "".
+func membership(file, controller string) (string, bool) {
+	for line := range strings.Lines(file) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		if f[1] == "" && controller == "" || f[1] != "" && slices.Contains(strings.Split(f[1], ","), controller) {
+			return f[2], true
+		}
+	}
+	return "", false
+}
+
+// delegate switches the controllers on from the root down to the group's
+// parent. Whether it was permitted shows when a limit is set.
+func delegate(root, within string) {
+	at := root
+	for part := range strings.SplitSeq(strings.Trim(filepath.Dir(within), "/"), "/") {
+		for _, c := range controllers {
+			os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
+		}
+		if part == "" {
+			return
+		}
+		at = filepath.Join(at, part)
+	}
+	for _, c := range controllers {
+		os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
+	}
+}
+
+func (g *group) set(controller, v1, v2, value string) error {
+	for _, d := range g.dirs {
+		file := v1
+		if d.controller == "" {
+			file = v2
+		} else if d.controller != controller {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(d.path, file), []byte(value), 0); err != nil {
+			return fmt.Errorf("limit %s: %w", controller, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("limit %s: no such control group on this host", controller)
+}
+
+// join puts a process into the group.
+func (g *group) join(pid int) error {
+	for _, d := range g.dirs {
+		if err := os.WriteFile(filepath.Join(d.path, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
+			return fmt.Errorf("join control group %s: %w", d.within, err)
+		}
+	}
+	return nil
+}
+
+// holds checks a /proc/PID/cgroup.
+func (g *group) holds(file string) error {
+	for _, d := range g.dirs {
+		if at, _ := membership(file, d.controller); at != d.within {
+			return fmt.Errorf("the process is in %s, not %s", at, d.within)
+		}
+	}
+	return nil
+}
+
+// removeTime is how long the kernel may take to notice that a group is empty.
+const removeTime = 2 * time.Second
+
+// remove removes the group, which its process must have left.
+func (g *group) remove() error {
+	var errs []error
+	for _, d := range g.dirs {
+		deadline := time.Now().Add(removeTime)
+		for {
+			err := os.Remove(d.path)
+			if err == nil || errors.Is(err, fs.ErrNotExist) {
+				break
+			}
+			// The last thread of a reaped process may still be on its way out; no
+			// event tells of it in version 1.
+			if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+				errs = append(errs, err)
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	return errors.Join(errs...)
+}
