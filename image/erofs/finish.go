@@ -147,15 +147,7 @@ func (p *placer) place(ino Ino) error {
 // sortChildren relinks the entries of a directory in byte order of their
 // names, without the unlinked ones.
 func (b *Builder) sortChildren(dir Ino, n *inode) error {
-	var ids []uint32
-	for id := n.child; id != 0; {
-		d := b.dirents.get(id)
-		if d.ino != 0 {
-			ids = append(ids, id)
-		}
-		id = d.next
-	}
-	slices.SortFunc(ids, func(x, y uint32) int { return bytes.Compare(b.name(x, 0), b.name(y, 1)) })
+	ids := b.sorted(n.child)
 	next := uint32(0)
 	for i := len(ids) - 1; i >= 0; i-- {
 		d := b.dirents.get(ids[i])
@@ -166,6 +158,44 @@ func (b *Builder) sortChildren(dir Ino, n *inode) error {
 	n.child = next
 	b.inodes.put(uint32(dir), *n)
 	return b.fault()
+}
+
+// sortBytes is how much of a directory's names is sorted in memory at most.
+const sortBytes = 16 << 20
+
+// sorted returns the linked entries of a list in the order of their names. The
+// names are gathered first: comparing them where they lie would page through
+// the tables at random.
+func (b *Builder) sorted(id uint32) []uint32 {
+	type item struct {
+		id, at uint32
+		len    uint8
+	}
+	var items []item
+	var names []byte
+	for id != 0 {
+		d := b.dirents.get(id)
+		if d.ino != 0 {
+			at := uint32(len(names))
+			if len(names) < sortBytes {
+				names = append(names, b.names.span(d.name, uint32(d.nameLen), false)...)
+			}
+			items = append(items, item{id, at, d.nameLen})
+		}
+		id = d.next
+	}
+	name := func(x item, i int) []byte {
+		if int(x.at) >= sortBytes {
+			return b.name(x.id, i)
+		}
+		return names[x.at : x.at+uint32(x.len)]
+	}
+	slices.SortFunc(items, func(x, y item) int { return bytes.Compare(name(x, 0), name(y, 1)) })
+	ids := make([]uint32, len(items))
+	for i, x := range items {
+		ids[i] = x.id
+	}
+	return ids
 }
 
 // eachName calls fn for the entries of a sorted directory as they go to disk:

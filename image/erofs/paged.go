@@ -33,7 +33,7 @@ type frame[T any] struct {
 	dirty bool
 }
 
-const pageBytes = 64 << 10
+const pageBytes = 16 << 10
 
 // newPaged makes a table that keeps at most maxBytes of records in memory and
 // spills into a file in dir. Record 0 exists and stays zero: "none".

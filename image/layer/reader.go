@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"manis/image/fault"
 )
@@ -95,7 +96,13 @@ func (t *Reader) Next() (*Entry, error) {
 }
 
 func (t *Reader) next() (*Entry, error) {
-	if err := t.skip(t.left + t.pad); err != nil {
+	if err := t.skip(t.left); err != nil {
+		return nil, err
+	}
+	// Some writers leave out the padding of the last entry.
+	if err := t.skip(t.pad); errors.Is(err, fault.ErrTruncated) {
+		return nil, io.EOF
+	} else if err != nil {
 		return nil, err
 	}
 	t.left, t.pad, t.sparse = 0, 0, nil
@@ -229,13 +236,10 @@ func (t *Reader) finish(kind byte, p *pax, longName, longLink string) (*Entry, e
 	e.Xattrs = p.xattrs
 
 	switch {
-	case kind == 0 || kind == '7':
-		e.Type = Regular
-	case kind == 'S':
-		e.Type = Regular
-	}
-	if e.Type == Regular && len(e.Name) > 0 && e.Name[len(e.Name)-1] == '/' {
+	case kind == 0 && strings.HasSuffix(e.Name, "/"):
 		e.Type = Dir // as V7 tar wrote them
+	case kind == 0 || kind == '7' || kind == 'S':
+		e.Type = Regular
 	}
 	// Only files have data, and some writers give links their target's size.
 	stored := e.Size
