@@ -29,6 +29,8 @@ type container struct {
 	// thread lives in the container's namespaces until the first process does. The
 	// new PID namespace exists only on it: no process has entered it yet.
 	thread *thread
+	// procfs is what the first process still has to mount.
+	procfs procfs
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
 	// disks are the writable ones, to be synced and released.
@@ -252,6 +254,12 @@ func (c *container) build(t *tracer) error {
 		return err
 	}
 	for _, m := range mounts {
+		if m.fd < 0 {
+			if err := c.procfs.expect(m); err != nil {
+				return fmt.Errorf("mount %s: %w", m.Destination, err)
+			}
+			continue
+		}
 		if err := c.place(m); err != nil {
 			return fmt.Errorf("mount %s: %w", m.Destination, err)
 		}
@@ -259,10 +267,10 @@ func (c *container) build(t *tracer) error {
 	if err := c.makeDevices(); err != nil {
 		return err
 	}
-	if err := masks.hide(r.MaskedPaths); err != nil {
+	if err := masks.hide(c.procfs.takeMasked(r.MaskedPaths)); err != nil {
 		return err
 	}
-	if err := protect(r.ReadonlyPaths); err != nil {
+	if err := protect(c.procfs.takeReadonly(r.ReadonlyPaths)); err != nil {
 		return err
 	}
 	if err := c.finishRoot(); err != nil {

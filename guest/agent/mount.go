@@ -122,7 +122,10 @@ func (c *container) detach(m *mount) error {
 		}
 	}
 	switch kind {
-	case "proc", "sysfs", "mqueue":
+	case "proc":
+		// It shows the PID namespace of who mounts it: see procfs.
+		return nil
+	case "sysfs", "mqueue":
 		m.fd, err = newFilesystem(kind, kind, m.data, m.set)
 	case "tmpfs", "ramfs":
 		data := m.data

@@ -63,6 +63,7 @@ func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Progr
 	if first {
 		// Its root is the cgroup that the child was cloned into.
 		b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+		c.procfs.mount(b)
 	}
 	b.Try(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 	b.WriteFileAt(procDir, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))

@@ -1,0 +1,118 @@
+package agent
+
+import (
+	"errors"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	"manis/launch"
+)
+
+// procfs is the part of a container's mounts that only a process of its PID
+// namespace can make: a proc filesystem shows the namespace of who mounts it, and
+// the container's thread is, unlike its children, in the agent's. So the first
+// process mounts it between clone and execve, and hides and protects what is below.
+type procfs struct {
+	mounts   []*mount
+	masked   []string
+	readonly []string
+}
+
+// expect makes the mount point of a proc filesystem.
+func (f *procfs) expect(m *mount) error {
+	dest := path.Clean("/" + m.Destination)
+	if dest == "/" {
+		return errors.New("a mount cannot replace the root")
+	}
+	if len(f.mounts) >= 4 {
+		return fail(codes.InvalidArgument, errors.New("more than 4 proc filesystems"))
+	}
+	target, err := makeTarget(dest, false)
+	if err != nil {
+		return err
+	}
+	unix.Close(target)
+	m.Destination = dest
+	f.mounts = append(f.mounts, m)
+	return nil
+}
+
+// takeMasked keeps the paths below a proc filesystem for the first process and
+// returns the others.
+func (f *procfs) takeMasked(paths []string) (others []string) {
+	f.masked, others = f.split(paths)
+	return others
+}
+
+// takeReadonly does the same for paths to protect.
+func (f *procfs) takeReadonly(paths []string) (others []string) {
+	f.readonly, others = f.split(paths)
+	return others
+}
+
+func (f *procfs) split(paths []string) (ours, others []string) {
+	for _, p := range paths {
+		p = path.Clean("/" + p)
+		below := false
+		for _, m := range f.mounts {
+			below = below || strings.HasPrefix(p, m.Destination+"/")
+		}
+		if below && len(ours) < maxMounts {
+			ours = append(ours, p)
+		} else {
+			others = append(others, p)
+		}
+	}
+	return ours, others
+}
+
+// kind looks a path up in the agent's own proc filesystem, which has the same
+// files but for those of processes.
+func (f *procfs) kind(p string) (dir, exists bool) {
+	for _, m := range f.mounts {
+		name, ok := strings.CutPrefix(p, m.Destination+"/")
+		if !ok {
+			continue
+		}
+		var st unix.Stat_t
+		if unix.Fstatat(procDir, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+			return st.Mode&unix.S_IFMT == unix.S_IFDIR, true
+		}
+	}
+	return false, false
+}
+
+const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+
+// mount appends the steps of the first process.
+func (f *procfs) mount(b *launch.Program) {
+	for _, m := range f.mounts {
+		// The attributes of mount_setattr(2) and the flags of mount(2) have the
+		// same values for these four.
+		const both = unix.MS_RDONLY | quiet
+		b.Mount("proc", m.Destination, "proc", uintptr(m.set)&both&^unix.MS_RDONLY, strings.Join(m.data, ","))
+	}
+	for _, p := range f.masked {
+		switch dir, exists := f.kind(p); {
+		case dir:
+			b.Mount("tmpfs", p, "tmpfs", unix.MS_RDONLY|quiet, "mode=0755,nr_inodes=2,size=4k")
+		case exists:
+			b.Mount("/dev/null", p, "", unix.MS_BIND, "")
+			b.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
+		}
+	}
+	for _, p := range f.readonly {
+		if _, exists := f.kind(p); exists {
+			b.Mount(p, p, "", unix.MS_BIND|unix.MS_REC, "")
+			b.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|quiet, "")
+		}
+	}
+	for _, m := range f.mounts {
+		if m.set&unix.MS_RDONLY != 0 {
+			b.Mount("", m.Destination, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|uintptr(m.set)&quiet, "")
+		}
+	}
+}
