@@ -11,9 +11,11 @@ const (
 	// DefaultMaxSessions is the bound of UDP sessions, see Config.MaxSessions.
 	DefaultMaxSessions = 1024
 
-	maxDialing  = 128              // outbound TCP connections that wait for the far end
-	dialTimeout = 30 * time.Second // of one outbound TCP connection
-	knockLimit  = 20 * time.Second // of a published port's connection to the guest
+	maxDialing     = 128              // outbound TCP connections that wait for the far end
+	dialTimeout    = 30 * time.Second // of one outbound TCP connection
+	handshakeLimit = 10 * time.Second // for the guest's part in a connection that it asked for
+	wakeInterval   = 10 * time.Millisecond
+	knockLimit     = 20 * time.Second // of a published port's connection to the guest
 
 	// roomyConnections get roomyBuffer bytes of send and receive buffer each in the stack, which fast
 	// transfers need; the connections beyond get tightBuffer.
@@ -27,9 +29,7 @@ const (
 	timeWaitTimeout = 200 * time.Millisecond // nothing is reordered on this link
 
 	udpIdle      = 90 * time.Second // after which a session that was answered is forgotten
-	udpUnreplied = 30 * time.Second // the same for one never answered
-
-	maxPings = 64 // ping sockets at once
+	udpUnreplied = 30 * time.Second // the same for one never answered; ping has sessions, too
 
 	maxQueries     = 64  // DNS queries at once
 	queriesPerSec  = 500 // DNS queries a second, on average

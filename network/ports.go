@@ -143,7 +143,7 @@ func splitHostIP(host string) (netip.Addr, string, error) {
 	if addr.Is6() != bracketed {
 		return netip.Addr{}, "", fmt.Errorf("IPv6 addresses stand in brackets: [%s]", addr)
 	}
-	return addr, port, nil
+	return addr.Unmap(), port, nil
 }
 
 // parseRange reads "80" or "80-90".

@@ -33,7 +33,6 @@ type Stack struct {
 	tcp       *tcp.Forwarder
 	slots     chan struct{} // one for each TCP connection
 	sessions  sessions      // UDP
-	pings     pings
 	names     *names
 	listeners []listener
 
@@ -301,7 +300,6 @@ func (s *Stack) Close() error {
 		l.close()
 	}
 	s.sessions.closeAll()
-	s.pings.closeAll()
 	s.work.Wait()
 	s.stack.Close()
 	s.stack.Wait()

@@ -38,7 +38,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 
 	dst := netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort)
 	if s.gate.policy.isGateway(dst.Addr()) && dst.Port() == dnsPort {
-		if g := acceptGuest(r); g != nil {
+		if g := s.acceptGuest(r); g != nil {
 			s.serveNamesTCP(g)
 			s.finish(g)
 		}
@@ -58,7 +58,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		r.Complete(!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, syscall.ETIMEDOUT))
 		return
 	}
-	g := acceptGuest(r)
+	g := s.acceptGuest(r)
 	if g == nil {
 		host.Close()
 		return
@@ -99,10 +99,30 @@ type guestConn struct {
 	wq *waiter.Queue
 }
 
-// acceptGuest completes the guest's handshake, or returns nil when the guest is gone.
-func acceptGuest(r *tcp.ForwarderRequest) *guestConn {
+// acceptGuest completes the guest's handshake, or returns nil when the guest does not take part in it.
+func (s *Stack) acceptGuest(r *tcp.ForwarderRequest) *guestConn {
+	ctx, cancel := context.WithTimeout(s.epochContext(), handshakeLimit)
+	defer cancel()
 	var wq waiter.Queue
+	// The stack waits for the guest, and nothing but an event on the queue makes it look whether that is of
+	// use still. It may not listen yet when the context ends, so one is not enough.
+	returned, woken := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(woken)
+		for {
+			wq.Notify(waiter.WritableEvents)
+			select {
+			case <-returned:
+				return
+			case <-time.After(wakeInterval):
+			}
+		}
+	})
 	ep, err := r.CreateEndpoint(&wq)
+	close(returned)
+	if !stop() {
+		<-woken
+	}
 	r.Complete(err != nil)
 	if err != nil {
 		return nil

@@ -203,11 +203,17 @@ func (s *Stack) openSession(f flow, target netip.AddrPort) *session {
 	if err != nil {
 		return nil
 	}
-	e := &session{flow: f, socket: conn.(*net.UDPConn)}
+	return s.begin(f, conn.(*net.UDPConn), s.sendUDP)
+}
+
+// begin enters a session that the guest began and has its answers taken to the guest. It takes over the socket,
+// and returns nil after Close.
+func (s *Stack) begin(f flow, socket *net.UDPConn, deliver func(flow, []byte)) *session {
+	e := &session{flow: f, socket: socket}
 	s.sessions.mu.Lock()
 	s.sessions.add(e)
 	s.sessions.mu.Unlock()
-	if !s.start(func() { s.answerSession(e) }) {
+	if !s.start(func() { s.answerSession(e, deliver) }) {
 		s.sessions.end(e)
 		return nil
 	}
@@ -226,9 +232,9 @@ func noBroadcast(_, _ string, c syscall.RawConn) error {
 	return err
 }
 
-// answerSession takes the peer's datagrams to the guest until the session is removed from the table, which
-// closes its socket.
-func (s *Stack) answerSession(e *session) {
+// answerSession hands on what the peer sends until the session is removed from the table, which closes its
+// socket.
+func (s *Stack) answerSession(e *session, deliver func(flow, []byte)) {
 	defer s.sessions.end(e)
 	raw, err := e.socket.SyscallConn()
 	if err != nil {
@@ -239,7 +245,7 @@ func (s *Stack) answerSession(e *session) {
 		if errno, ok := err.(syscall.Errno); ok {
 			// What came back for an earlier datagram, not the end of the session.
 			failures++
-			if errno == syscall.ECONNREFUSED {
+			if errno == syscall.ECONNREFUSED && e.peer.Port() != 0 {
 				s.sendUnreachable(e.flow)
 			}
 			continue
@@ -249,7 +255,7 @@ func (s *Stack) answerSession(e *session) {
 		}
 		failures = 0
 		s.sessions.markAnswered(e)
-		s.sendUDP(e.flow, (*chunk)[:n])
+		deliver(e.flow, (*chunk)[:n])
 		datagrams.Put(chunk)
 	}
 }
