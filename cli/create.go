@@ -83,6 +83,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	resolveCtx, span := trace.Start(ctx, "resolve")
 	img, err := a.findImage(resolveCtx, images, args[0], f)
 	span.End()
+	if err == nil {
+		err = runnable(args[0], img.Platform)
+	}
 	if err != nil {
 		return nil, nil, fail(exitFailed, err)
 	}
@@ -201,6 +204,9 @@ func (a *app) findImage(ctx context.Context, images *image.Store, ref string, f 
 	if f.Platform != "" {
 		var err error
 		if platform, err = image.ParsePlatform(f.Platform); err != nil {
+			return nil, err
+		}
+		if err := runnable(ref, platform); err != nil {
 			return nil, err
 		}
 	}

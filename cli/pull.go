@@ -101,6 +101,17 @@ func samePlatform(img *image.Image, want string) bool {
 		(p.Variant == "" || p.Variant == img.Platform.Variant)
 }
 
+// runnable refuses what is for another machine, before it is pulled or booted: a
+// container's kernel executes the host's instructions and no others, but on amd64 also
+// those of the 32-bit 386.
+func runnable(ref string, p v1.Platform) error {
+	host := image.HostPlatform()
+	if p.OS == host.OS && (p.Architecture == host.Architecture || host.Architecture == "amd64" && p.Architecture == "386") {
+		return nil
+	}
+	return fmt.Errorf("image %s for %s cannot run: virtual machines of this host run %s", ref, p.String(), host.String())
+}
+
 func (a *app) loadCommand() *cobra.Command {
 	var input, tag, platform string
 	var quiet bool
