@@ -59,3 +59,34 @@ func TestClosureIsTheLoaders(t *testing.T) {
 		})
 	}
 }
+
+func TestLoaderCacheOfThisHost(t *testing.T) {
+	cache, err := readLoaderCache("/etc/ld.so.cache")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cache == nil {
+		t.Skip("this host has no loader cache")
+	}
+	if len(cache["libc.so.6"]) == 0 {
+		t.Error("no C library in it")
+	}
+}
+
+func FuzzLoaderCache(f *testing.F) {
+	if b, err := os.ReadFile("/etc/ld.so.cache"); err == nil {
+		f.Add(b[:min(len(b), 4096)])
+	}
+	f.Add([]byte("glibc-ld.so.cache1.1\x01\x00\x00\x00" + strings.Repeat("\x00", 64)))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		cache, err := parseLoaderCache(b)
+		if err != nil {
+			return
+		}
+		for name, paths := range cache {
+			if len(name) > 4096 || len(paths) > len(b) {
+				t.Error("out of nothing")
+			}
+		}
+	})
+}

@@ -59,7 +59,9 @@ func (in *Installation) firmwareDirs(unjailed bool) []string {
 
 // FindInstallation looks for QEMU at path, or in PATH and the usual places when it is
 // empty. Errors wrap vmm.ErrNoMonitor and say what to install.
-func FindInstallation(path string) (*Installation, error) {
+func FindInstallation(path string) (*Installation, error) { return find(path, new(memory)) }
+
+func find(path string, known *memory) (*Installation, error) {
 	fail := func(format string, args ...any) (*Installation, error) {
 		return nil, fmt.Errorf("%w: %w", vmm.ErrNoMonitor, fmt.Errorf(format, args...))
 	}
@@ -100,7 +102,7 @@ func FindInstallation(path string) (*Installation, error) {
 			return fail("firmware %s of %s is not installed (install the packages qemu-system-data and seabios)", name, real)
 		}
 	}
-	if in.Closure, err = jail.FindClosure(real, loads); err != nil {
+	if in.Closure, err = known.closure(real, loads); err != nil {
 		return fail("%w", err)
 	}
 	return in, nil
