@@ -90,8 +90,8 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		err = m.openStreams(ctx, r, machine.request)
 	}
 	if err == nil {
-		_, span := trace.Start(ctx, "rootfs")
-		_, err = r.sandbox.CreateContainer(bootCtx, machine.request)
+		rootfsCtx, span := trace.Start(bootCtx, "rootfs")
+		_, err = r.sandbox.CreateContainer(rootfsCtx, machine.request)
 		span.End()
 	}
 	if err == nil {
@@ -101,9 +101,9 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		err = m.awaitStart(ctx)
 	}
 	if err == nil {
-		_, span := trace.Start(ctx, "launch")
+		launchCtx, span := trace.Start(ctx, "launch")
 		m.setFirstSize(ctx, r)
-		_, err = r.sandbox.StartContainer(ctx, containerID)
+		_, err = r.sandbox.StartContainer(launchCtx, containerID)
 		span.End()
 	}
 	if err != nil {

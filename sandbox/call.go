@@ -14,12 +14,20 @@ import (
 
 // CreateContainer prepares a container; its process does not run yet.
 func (s *Sandbox) CreateContainer(ctx context.Context, r *agent.CreateContainerRequest) (*agent.CreateContainerResponse, error) {
-	return call(ctx, s, r, s.client.CreateContainer)
+	resp, err := call(ctx, s, r, s.client.CreateContainer)
+	if err == nil {
+		s.record(ctx, resp.Spans)
+	}
+	return resp, err
 }
 
 // StartContainer executes the first process of a container.
 func (s *Sandbox) StartContainer(ctx context.Context, id string) (*agent.StartResponse, error) {
-	return call(ctx, s, &agent.StartContainerRequest{Id: id}, s.client.StartContainer)
+	resp, err := call(ctx, s, &agent.StartContainerRequest{Id: id}, s.client.StartContainer)
+	if err == nil {
+		s.record(ctx, resp.Spans)
+	}
+	return resp, err
 }
 
 // Exec runs a further process in a container.

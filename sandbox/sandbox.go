@@ -51,6 +51,8 @@ type Sandbox struct {
 	link   *wire.Client
 	client agent.AgentService
 	guest  *agent.SetupResponse
+	// guestStart is the host's time at which the guest's monotonic clock began.
+	guestStart time.Time
 
 	cancel  context.CancelFunc
 	network sync.WaitGroup
@@ -149,10 +151,21 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	if s.guest.Version != wire.Version {
 		return nil, fmt.Errorf("set up the virtual machine: its agent speaks protocol %d, this manis %d (rebuild the guest image: make build)", s.guest.Version, wire.Version)
 	}
-	// The guest's own clock tells kernel and agent apart.
-	setupTime := time.Duration(s.guest.DoneNs - s.guest.ReceivedNs)
-	trace.Record(bootCtx, "agent", end.Add(-setupTime), end)
+	// The guest's own clock tells the kernel's work from the agent's.
+	s.guestStart = end.Add(-time.Duration(s.guest.DoneNs))
+	s.record(bootCtx, []*agent.Span{
+		{Name: "kernel", EndNs: s.guest.ReadyNs},
+		{Name: "agent", StartNs: s.guest.ReceivedNs, EndNs: s.guest.DoneNs},
+	})
 	return s, nil
+}
+
+// record adds spans of the guest's monotonic time to the trace. They are as
+// trustworthy as the guest: good for a waterfall, for nothing else.
+func (s *Sandbox) record(ctx context.Context, spans []*agent.Span) {
+	for _, span := range spans {
+		trace.Record(ctx, span.Name, s.guestStart.Add(time.Duration(span.StartNs)), s.guestStart.Add(time.Duration(span.EndNs)))
+	}
 }
 
 // socketpair returns a connection and the file that a child inherits.
@@ -202,7 +215,11 @@ func (s *Sandbox) ended() error {
 	select {
 	case <-s.vm.Done():
 		exit := s.vm.Exit()
-		return fmt.Errorf("%w: %s%s", ErrEnded, exit, s.consoleHint())
+		detail := exit.Detail
+		if detail == "" {
+			detail = string(exit.Reason)
+		}
+		return fmt.Errorf("%w: %s%s", ErrEnded, detail, s.consoleHint())
 	default:
 		return fmt.Errorf("%w: the connection to its agent was lost", ErrEnded)
 	}
