@@ -97,12 +97,11 @@ func (s *Stack) serveNamesUDP(f flow, query []byte) {
 }
 
 // serveNamesTCP answers the queries that come over one connection, one after the other.
-func (s *Stack) serveNamesTCP(g *guestConn) {
+func (s *Stack) serveNamesTCP(ctx context.Context, g *guestConn) {
 	conn := gonet.NewTCPConn(g.wq, g.ep)
-	past := func() { conn.SetDeadline(time.Unix(1, 0)) }
-	defer context.AfterFunc(s.epochContext(), past)()
+	defer context.AfterFunc(ctx, g.ep.Abort)()
 	var message [2 + maxQueryBytes]byte
-	for s.ctx.Err() == nil {
+	for ctx.Err() == nil {
 		conn.SetDeadline(time.Now().Add(dnsIdleTimeout))
 		if _, err := io.ReadFull(conn, message[:2]); err != nil {
 			return
@@ -118,7 +117,7 @@ func (s *Stack) serveNamesTCP(g *guestConn) {
 		if !s.names.admit() {
 			return
 		}
-		answer := s.names.resolve(s.ctx, query, "tcp")
+		answer := s.names.resolve(ctx, query, "tcp")
 		s.names.done()
 		if answer == nil {
 			return

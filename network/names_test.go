@@ -132,7 +132,7 @@ func records(q dnsmessage.Message, count int) []byte {
 
 // askBy makes the stack ask the given servers, all at the port of the first.
 func (s *Stack) askBy(servers ...netip.AddrPort) {
-	s.names.servers = nil
+	s.names.servers = []netip.Addr{}
 	for _, a := range servers {
 		s.names.servers = append(s.names.servers, a.Addr())
 		s.names.port = a.Port()

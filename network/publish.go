@@ -231,17 +231,17 @@ func (s *Stack) acceptTCP(l *listener) {
 // resets the client's.
 func (s *Stack) serveClient(l *listener, conn *net.TCPConn) {
 	defer s.freeSlot()
+	epoch := s.epochContext()
 	guest, seen := s.guestAddr(conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr())
-	ctx, cancel := context.WithTimeout(s.ctx, knockLimit)
+	ctx, cancel := context.WithTimeout(epoch, knockLimit)
 	g, err := s.dialGuest(ctx, seen, netip.AddrPortFrom(guest, l.mapping.GuestPort))
 	cancel()
 	if err != nil {
-		conn.SetLinger(0)
-		conn.Close()
+		reset(conn)
 		return
 	}
-	s.relay(g, conn)
-	s.finish(g)
+	s.relay(epoch, g, conn)
+	finish(epoch, g)
 }
 
 // acceptUDP serves a published UDP port until it is closed.

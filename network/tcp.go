@@ -25,6 +25,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		return
 	}
 	defer s.work.Done()
+	epoch := s.epochContext()
 	id := r.ID()
 	if !s.isGuest(addrOf(id.RemoteAddress)) {
 		r.Complete(false)
@@ -38,9 +39,9 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 
 	dst := netip.AddrPortFrom(addrOf(id.LocalAddress), id.LocalPort)
 	if s.gate.policy.isGateway(dst.Addr()) && dst.Port() == dnsPort {
-		if g := s.acceptGuest(r); g != nil {
-			s.serveNamesTCP(g)
-			s.finish(g)
+		if g := acceptGuest(epoch, r); g != nil {
+			s.serveNamesTCP(epoch, g)
+			finish(epoch, g)
 		}
 		return
 	}
@@ -49,7 +50,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		r.Complete(true)
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, dialTimeout)
+	ctx, cancel := context.WithTimeout(epoch, dialTimeout)
 	host, err := dialTCP(ctx, target)
 	cancel()
 	if err != nil {
@@ -58,13 +59,13 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		r.Complete(!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, syscall.ETIMEDOUT))
 		return
 	}
-	g := s.acceptGuest(r)
+	g := acceptGuest(epoch, r)
 	if g == nil {
-		host.Close()
+		reset(host)
 		return
 	}
-	s.relay(g, host)
-	s.finish(g)
+	s.relay(epoch, g, host)
+	finish(epoch, g)
 }
 
 // dialTCP connects to an address that policy has passed.
@@ -79,6 +80,12 @@ func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
 		return nil, err
 	}
 	return conn.(*net.TCPConn), nil
+}
+
+// reset closes a connection in a way that tells the far end that something broke.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
 }
 
 // takeSlot reserves one of the connections the guest may have at a time.
@@ -100,8 +107,8 @@ type guestConn struct {
 }
 
 // acceptGuest completes the guest's handshake, or returns nil when the guest does not take part in it.
-func (s *Stack) acceptGuest(r *tcp.ForwarderRequest) *guestConn {
-	ctx, cancel := context.WithTimeout(s.epochContext(), handshakeLimit)
+func acceptGuest(ctx context.Context, r *tcp.ForwarderRequest) *guestConn {
+	ctx, cancel := context.WithTimeout(ctx, handshakeLimit)
 	defer cancel()
 	var wq waiter.Queue
 	// The stack waits for the guest, and nothing but an event on the queue makes it look whether that is of
@@ -164,10 +171,10 @@ func (s *Stack) dialGuest(ctx context.Context, from netip.Addr, to netip.AddrPor
 }
 
 // relay copies between the guest and the host until both directions have ended, or one has failed, and
-// closes the host's connection. The guest's is left to finish.
-func (s *Stack) relay(g *guestConn, host *net.TCPConn) {
+// closes the host's connection. The guest's is left to finish. When ctx ends, both are broken off.
+func (s *Stack) relay(ctx context.Context, g *guestConn, host *net.TCPConn) {
 	defer host.Close()
-	ctx, cancel := context.WithCancel(s.epochContext())
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { host.SetDeadline(time.Unix(1, 0)) })()
 
@@ -202,7 +209,7 @@ func (s *Stack) relay(g *guestConn, host *net.TCPConn) {
 
 // finish closes the guest's end and waits until the stack has forgotten it, so that the slot is held for as
 // long as the connection holds memory. A guest that does not take the last bytes in time is cut off.
-func (s *Stack) finish(g *guestConn) {
+func finish(ctx context.Context, g *guestConn) {
 	entry, gone := waiter.NewChannelEntry(waiter.EventHUp)
 	g.wq.EventRegister(&entry)
 	defer g.wq.EventUnregister(&entry)
@@ -216,7 +223,7 @@ func (s *Stack) finish(g *guestConn) {
 	case <-gone:
 	case <-limit.C:
 		g.ep.Abort()
-	case <-s.epochContext().Done():
+	case <-ctx.Done():
 		g.ep.Abort()
 	}
 }
