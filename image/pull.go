@@ -172,9 +172,6 @@ func (s *Store) fetchLayer(ctx context.Context, repo *registry.Repository, d v1.
 		// What an earlier attempt left may be what is wrong, after a power
 		// failure for instance: once more from the start.
 		resumed = false
-		if err := w.Restart(); err != nil {
-			return err
-		}
 	}
 }
 

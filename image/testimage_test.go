@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -128,3 +129,16 @@ func openStore(t testing.TB) *Store {
 	}
 	return s
 }
+
+func pushIndex(t testing.TB, ref string, x v1.ImageIndex) {
+	t.Helper()
+	n, err := name.ParseReference(ref, name.Insecure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.WriteIndex(n, x); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func nil2log() *log.Logger { return log.New(io.Discard, "", 0) }

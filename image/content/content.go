@@ -274,13 +274,15 @@ func (w *Writer) Write(p []byte) (int, error) {
 }
 
 // Commit verifies digest and size and makes the blob appear. After a mismatch
-// nothing is left.
+// the Writer stands at the start again.
 func (w *Writer) Commit() error {
 	if w.size >= 0 && w.at < w.size {
 		return fmt.Errorf("content of %s ends after %d of %d bytes: %w", w.digest, w.at, w.size, fault.ErrTruncated)
 	}
 	if got := hex.EncodeToString(w.sum.Sum(nil)); got != w.digest.Hex {
-		w.Discard()
+		if err := w.Restart(); err != nil {
+			return err
+		}
 		return fmt.Errorf("content of %s has digest sha256:%s: %w", w.digest, got, fault.ErrDigest)
 	}
 	if err := w.file.Sync(); err != nil {

@@ -24,7 +24,7 @@ const accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.ima
 // or digest, at most limit bytes of it, and its media type.
 func (r *Repository) Manifest(ctx context.Context, identifier string, limit int64) (raw []byte, mediaType string, err error) {
 	err = r.each(ctx, nil, func(e *endpoint) error {
-		body, res, err := e.get(ctx, "manifests/"+identifier, accept, 0)
+		body, res, err := e.get(ctx, "manifests/"+identifier, accept, 0, 0)
 		if err != nil {
 			return err
 		}
@@ -66,14 +66,14 @@ func (r *Repository) Fetch(ctx context.Context, d v1.Hash, size int64, to Sink, 
 		if to.Offset() >= size {
 			return nil
 		}
-		body, res, err := e.get(ctx, "blobs/"+d.String(), "", to.Offset())
+		body, res, err := e.get(ctx, "blobs/"+d.String(), "", to.Offset(), size)
 		var s *statusError
 		if errors.As(err, &s) && s.code == http.StatusRequestedRangeNotSatisfiable {
 			// The registry's blob is shorter than what we have of it.
 			if err := to.Restart(); err != nil {
 				return err
 			}
-			body, res, err = e.get(ctx, "blobs/"+d.String(), "", 0)
+			body, res, err = e.get(ctx, "blobs/"+d.String(), "", 0, size)
 		}
 		if err != nil {
 			return err
@@ -193,9 +193,9 @@ func (r *Repository) retry(ctx context.Context, a *attempt, e *endpoint, last bo
 	}
 }
 
-// get asks for something below the repository, from byte offset on. The body
-// fails when nothing arrives for too long.
-func (e *endpoint) get(ctx context.Context, what, accept string, offset int64) (io.ReadCloser, *http.Response, error) {
+// get asks for something below the repository, from byte offset on if that is
+// not 0. The body fails when nothing arrives for too long.
+func (e *endpoint) get(ctx context.Context, what, accept string, offset, size int64) (io.ReadCloser, *http.Response, error) {
 	client, base, err := e.connect(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -210,7 +210,8 @@ func (e *endpoint) get(ctx context.Context, what, accept string, offset int64) (
 		req.Header.Set("Accept", accept)
 	}
 	if offset > 0 {
-		req.Header.Set("Range", "bytes="+strconv.FormatInt(offset, 10)+"-")
+		// With an end, for there are registries that insist on one.
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, size-1))
 	}
 	body := &idleBody{cancel: cancel, limit: e.c.opts.IdleTimeout}
 	body.arm()
@@ -265,6 +266,10 @@ func (b *idleBody) cause(ctx context.Context, err error) error {
 }
 
 func (b *idleBody) Read(p []byte) (int, error) {
+	// What the transport has buffered would still come: do not take it.
+	if err := b.ctx.Err(); err != nil {
+		return 0, b.cause(b.ctx, err)
+	}
 	n, err := b.inner.Read(p)
 	if n > 0 {
 		b.timer.Reset(b.limit)
