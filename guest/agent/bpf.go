@@ -62,16 +62,22 @@ func deviceProgram(rules []*api.DeviceRule) (bpfProgram, error) {
 	p.add(unix.BPF_LDX|unix.BPF_MEM|unix.BPF_W, 4, 1, devMajor, 0)
 	p.add(unix.BPF_LDX|unix.BPF_MEM|unix.BPF_W, 5, 1, devMinor, 0)
 	for i := len(rules) - 1; i >= 0; i-- {
-		if err := p.rule(rules[i]); err != nil {
+		all, err := p.rule(rules[i])
+		if err != nil {
 			return nil, err
+		}
+		if all {
+			// The kernel takes no program with code that is never reached.
+			return p, nil
 		}
 	}
 	p.exit(0)
 	return p, nil
 }
 
-// rule appends the comparison with one rule.
-func (p *bpfProgram) rule(r *api.DeviceRule) error {
+// rule appends the comparison with one rule. all is true for one that every request
+// matches.
+func (p *bpfProgram) rule(r *api.DeviceRule) (all bool, err error) {
 	var kind int32
 	switch r.Type {
 	case "a", "":
@@ -80,7 +86,7 @@ func (p *bpfProgram) rule(r *api.DeviceRule) error {
 	case "c", "u":
 		kind = devTypeChar
 	default:
-		return fmt.Errorf("device rule of type %q: want a, b or c", r.Type)
+		return false, fmt.Errorf("device rule of type %q: want a, b or c", r.Type)
 	}
 	var access int32
 	for _, c := range r.Access {
@@ -92,14 +98,14 @@ func (p *bpfProgram) rule(r *api.DeviceRule) error {
 		case 'm':
 			access |= devMknod
 		default:
-			return fmt.Errorf("device rule with access %q: want some of rwm", r.Access)
+			return false, fmt.Errorf("device rule with access %q: want some of rwm", r.Access)
 		}
 	}
 	if access == 0 {
 		access = devRead | devWrite | devMknod
 	}
 	if r.Major > 1<<20 || r.Minor > 1<<20 {
-		return fmt.Errorf("device rule for %d:%d: there is no such number", r.Major, r.Minor)
+		return false, fmt.Errorf("device rule for %d:%d: there is no such number", r.Major, r.Minor)
 	}
 	// Each test jumps behind the verdict when it fails; skips are patched in at the end.
 	var skips []int
@@ -137,7 +143,7 @@ func (p *bpfProgram) rule(r *api.DeviceRule) error {
 	for _, at := range skips {
 		binary.NativeEndian.PutUint16((*p)[at+2:], uint16((len(*p)-at)/8-1))
 	}
-	return nil
+	return len(skips) == 0, nil
 }
 
 // bpf is bpf(2).
