@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	_ "embed"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,13 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
+
+// differences is what users of docker have to know.
+//
+//go:embed differences.md
+var differences string
+
+func keys(list []string) string { return "`" + strings.Join(list, "`, `") + "`" }
 
 //go:generate go run manis/cmd/manis docs ../docs
 
@@ -47,6 +55,23 @@ Environment: `+"`MANIS_ROOT`, `MANIS_RUN`, `MANIS_CONFIG`"+` move the directorie
 sends the spans of each start to a collector.
 
 `)
+	io.WriteString(w, differences)
+	fmt.Fprintf(w, `
+## Filters
+
+| command | keys of `+"`--filter`"+` |
+|---|---|
+| ps | %s |
+| images | %s |
+| volume ls | %s |
+| container prune, image prune | %s |
+| volume prune | %s |
+
+Values of one key are alternatives, keys are added up, and of labels all must match.
+
+## Commands
+
+`, keys(psFilters), keys(imageFilters), keys(volumeFilters), keys(pruneFilters), keys(volumePruneFilters))
 	groups := []string{groupCommon, groupManage, groupOther}
 	for _, g := range groups {
 		var names []string

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"manis/cli/declare"
 	"manis/cli/filter"
 	"manis/cli/present"
 	"manis/image"
@@ -41,7 +42,7 @@ func (a *app) imagesCommand() *cobra.Command {
 	fs := cmd.Flags()
 	fs.BoolVarP(&f.all, "all", "a", false, "Show all images")
 	fs.BoolVar(&f.digests, "digests", false, "Show digests")
-	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "Filter output based on conditions provided")
+	fs.VarP((*declare.List)(&f.filters), "filter", "f", "Filter output based on conditions provided")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	fs.BoolVar(&f.noTrunc, "no-trunc", false, "Don't truncate output")
 	fs.BoolVarP(&f.quiet, "quiet", "q", false, "Only show image IDs")
@@ -122,10 +123,7 @@ func imageRows(img *image.Image, set filter.Set, f imagesFlags, now time.Time) [
 	base := imageRow{
 		Containers: strconv.Itoa(len(img.Users)), ID: imageID(img, f.noTrunc), Repository: none, Tag: none, Digest: none,
 		SharedSize: "N/A", UniqueSize: "N/A", Size: humanSize(img.Size), VirtualSize: humanSize(img.Size),
-		CreatedAt: img.Created.Local().Format(timeFormat), CreatedSince: "N/A",
-	}
-	if !img.Created.IsZero() && img.Created.Unix() > 0 {
-		base.CreatedSince = ago(img.Created, now)
+		CreatedAt: img.Created.Local().Format(timeFormat), CreatedSince: since(img.Created, now),
 	}
 	digests := make(map[string]string)
 	for _, d := range img.RepoDigests {
@@ -153,6 +151,14 @@ func imageRows(img *image.Image, set filter.Set, f imagesFlags, now time.Time) [
 		rows = append(rows, r)
 	}
 	return rows
+}
+
+// since is ago, but for the times that reproducible builds write.
+func since(t, now time.Time) string {
+	if t.Unix() <= 0 {
+		return "N/A"
+	}
+	return ago(t, now)
 }
 
 func splitTag(name string) (repo, tag string) {
@@ -331,7 +337,7 @@ func historyRows(img *image.Image, noTrunc, human bool, now time.Time) []history
 		r.CreatedAt = h.Created.UTC().Format(time.RFC3339)
 		r.CreatedSince = r.CreatedAt
 		if human {
-			r.CreatedSince = ago(h.Created.Time, now)
+			r.CreatedSince = since(h.Created.Time, now)
 		}
 		var size int64
 		if !h.EmptyLayer {

@@ -11,10 +11,13 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"manis/cli/declare"
 	"manis/cli/filter"
 	"manis/container"
 	"manis/image"
 )
+
+var pruneFilters = []string{"label", "label!", "until"}
 
 type pruneFlags struct {
 	all, force, volumes bool
@@ -22,7 +25,7 @@ type pruneFlags struct {
 }
 
 func (f *pruneFlags) register(fs *pflag.FlagSet, all string) {
-	fs.StringArrayVar(&f.filters, "filter", nil, `Provide filter values (e.g. "until=24h", "label=KEY=VALUE")`)
+	fs.Var((*declare.List)(&f.filters), "filter", `Provide filter values (e.g. "until=24h", "label=KEY=VALUE")`)
 	fs.BoolVarP(&f.force, "force", "f", false, "Do not prompt for confirmation")
 	if all != "" {
 		fs.BoolVarP(&f.all, "all", "a", false, all)
@@ -141,7 +144,7 @@ func (a *app) deleted(what string, names []string) {
 }
 
 func (a *app) pruneContainers(ctx context.Context, f pruneFlags) (int64, error) {
-	set, err := filter.Parse(f.filters, "label", "label!", "until")
+	set, err := filter.Parse(f.filters, pruneFilters...)
 	if err != nil {
 		return 0, err
 	}
@@ -187,7 +190,7 @@ func removedText(r image.Removed) string {
 }
 
 func (a *app) pruneImages(ctx context.Context, f pruneFlags) (int64, error) {
-	set, err := filter.Parse(f.filters, "label", "label!", "until")
+	set, err := filter.Parse(f.filters, pruneFilters...)
 	if err != nil {
 		return 0, err
 	}

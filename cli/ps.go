@@ -17,6 +17,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
+	"manis/cli/declare"
 	"manis/cli/filter"
 	"manis/cli/present"
 	"manis/container"
@@ -51,7 +52,7 @@ func (a *app) psCommand() *cobra.Command {
 	}
 	fs := cmd.Flags()
 	fs.BoolVarP(&f.all, "all", "a", false, "Show all containers (default shows just running)")
-	fs.StringArrayVarP(&f.filters, "filter", "f", nil, "Filter output based on conditions provided")
+	fs.VarP((*declare.List)(&f.filters), "filter", "f", "Filter output based on conditions provided")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	fs.IntVarP(&f.last, "last", "n", -1, "Show n last created containers (includes all states)")
 	fs.BoolVarP(&f.latest, "latest", "l", false, "Show the latest created container (includes all states)")
@@ -115,13 +116,15 @@ func (a *app) ps(ctx context.Context, f psFlags) error {
 	}
 	showAll := f.all || f.last >= 0 || set.Has("status") || set.Has("exited")
 	var rows []psRow
+	shown := 0
 	for _, l := range all {
 		if !showAll && !l.st.Status.Live() || !match(l) {
 			continue
 		}
-		if f.last >= 0 && len(rows) >= f.last {
+		if f.last >= 0 && shown >= f.last {
 			break
 		}
+		shown++
 		if f.quiet {
 			fmt.Fprintln(a.out, shortened(l.c.ID, f.noTrunc))
 			continue

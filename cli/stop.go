@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	monitorapi "manis/api/monitor"
 	"manis/container"
@@ -141,7 +142,14 @@ func (a *app) killCommand() *cobra.Command {
 			return a.eachAtOnce(cmd.Context(), args, func(ctx context.Context, name string) error {
 				return a.ask(ctx, name, "kill", func(ctx context.Context, api monitorapi.MonitorService) error {
 					_, err := api.Kill(ctx, &monitorapi.KillRequest{Signal: uint32(sig)})
-					return err
+					if err != nil || sig != unix.SIGKILL {
+						return err
+					}
+					// What is listed next must not say that it still runs.
+					ctx, cancel := context.WithTimeout(ctx, cleanupTime)
+					defer cancel()
+					api.Wait(ctx, &monitorapi.WaitRequest{Condition: monitorapi.WaitRequest_NOT_RUNNING})
+					return nil
 				})
 			})
 		},

@@ -9,10 +9,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"manis/cli/declare"
 	"manis/cli/filter"
 	"manis/cli/present"
 	"manis/container"
 	"manis/storage"
+)
+
+var (
+	volumeFilters      = []string{"dangling", "driver", "label", "label!", "name"}
+	volumePruneFilters = []string{"all", "label", "label!"}
 )
 
 func (a *app) volumeCommand() *cobra.Command {
@@ -132,10 +138,10 @@ func (a *app) volumeCreateCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&driver, "driver", "d", "local", "Specify volume driver name")
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "Set metadata for a volume")
+	cmd.Flags().Var((*declare.List)(&labels), "label", "Set metadata for a volume")
 	cmd.Flags().StringVar(&name, "name", "", "Specify volume name")
 	cmd.Flags().MarkHidden("name")
-	cmd.Flags().StringArrayVarP(&opts, "opt", "o", nil, "Set driver specific options")
+	cmd.Flags().VarP((*declare.List)(&opts), "opt", "o", "Set driver specific options")
 	cmd.Flags().MarkHidden("opt")
 	return cmd
 }
@@ -186,7 +192,7 @@ func (a *app) volumeListCommand() *cobra.Command {
 		Short:   "List volumes",
 		Args:    needs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			set, err := filter.Parse(filters, "dangling", "driver", "label", "label!", "name")
+			set, err := filter.Parse(filters, volumeFilters...)
 			if err != nil {
 				return err
 			}
@@ -229,7 +235,7 @@ func (a *app) volumeListCommand() *cobra.Command {
 			return present.List(a.out, format, `{{.Driver}}\t{{.Name}}`, volumeHeader, rows)
 		},
 	}
-	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, `Provide filter values (e.g. "dangling=true")`)
+	cmd.Flags().VarP((*declare.List)(&filters), "filter", "f", `Provide filter values (e.g. "dangling=true")`)
 	cmd.Flags().StringVar(&format, "format", "", formatHelp)
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "Only display volume names")
 	return cmd
@@ -314,7 +320,7 @@ func (a *app) volumePruneCommand() *cobra.Command {
 }
 
 func (a *app) pruneVolumes(ctx context.Context, f pruneFlags) (int64, error) {
-	set, err := filter.Parse(f.filters, "label", "label!", "all", "until")
+	set, err := filter.Parse(f.filters, append(volumePruneFilters, "until")...)
 	if err != nil {
 		return 0, err
 	}

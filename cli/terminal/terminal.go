@@ -38,20 +38,20 @@ func Raw(f *os.File) (restore func(), err error) {
 	return func() { term.Restore(int(f.Fd()), old) }, nil
 }
 
-// Resizes calls resized at each change of the terminal's size until ctx ends,
-// and returns then. It does not call it for the size at the beginning.
+// Resizes calls resized with the terminal's size, and again at each change until
+// ctx ends.
 func Resizes(ctx context.Context, f *os.File, resized func(rows, columns uint32)) {
 	changed := make(chan os.Signal, 1)
 	signal.Notify(changed, unix.SIGWINCH)
 	defer signal.Stop(changed)
 	for {
+		if rows, columns := Size(f); rows > 0 && columns > 0 {
+			resized(rows, columns)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
-			if rows, columns := Size(f); rows > 0 && columns > 0 {
-				resized(rows, columns)
-			}
 		}
 	}
 }
