@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -41,6 +42,13 @@ const (
 	fdFree
 )
 
+// always are arguments of every QEMU: nothing that was not asked for, and its
+// own filter of system calls.
+var always = []string{
+	"-nodefaults", "-no-user-config", "-display", "none",
+	"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+}
+
 // arguments returns QEMU's command line and the descriptors from fdFree on.
 func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.File, error) {
 	var files []*os.File
@@ -49,15 +57,13 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 		return fdFree + len(files) - 1
 	}
 	mib := c.MemoryBytes >> 20
-	a := []string{
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-bios", in.bios(),
+	a := append(slices.Clone(always),
+		"-no-reboot", "-bios", in.bios(),
 		"-machine", "q35,memory-backend=ram,dump-guest-core=off,usb=off,sata=off,smbus=off,graphics=off,vmport=off,i8042=off,hpet=off",
 		"-m", fmt.Sprintf("size=%dM", mib),
 		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib),
 		"-smp", strconv.Itoa(max(c.VCPUs, 1)),
-	}
+	)
 	for _, dir := range in.firmwareDirs(c.Unjailed) {
 		a = append(a, "-L", dir)
 	}

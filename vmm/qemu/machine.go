@@ -101,10 +101,7 @@ func (v *machine) spawn(in *Installation, files []*os.File) error {
 	v.process, err = jail.Start(v.jail(in, descriptors))
 	if err != nil {
 		errR.Close()
-		if errors.Is(err, jail.ErrUnsupported) {
-			return fmt.Errorf("%w: %w", vmm.ErrNotJailed, err)
-		}
-		return fmt.Errorf("%w: start QEMU: %w", vmm.ErrRejected, err)
+		return startError(err)
 	}
 	v.mark("spawn")
 	v.agent = conns[1]
@@ -174,9 +171,7 @@ func (v *machine) greet(ctx context.Context) error {
 func (v *machine) verify() error {
 	facts, err := v.process.Verify()
 	v.mu.Lock()
-	for _, f := range facts {
-		v.facts = append(v.facts, vmm.Confinement{Name: f.Name, InForce: f.InForce, Detail: f.Detail})
-	}
+	v.facts = confinements(facts)
 	v.mu.Unlock()
 	if err != nil {
 		select {

@@ -126,3 +126,13 @@ func TestMonitorDies(t *testing.T) {
 }
 
 const monitorVar = "MANIS_TEST_MONITOR"
+
+func TestAbilities(t *testing.T) {
+	a, err := driver(t).Abilities(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Major < 7 || !a.TCG || len(a.Missing) > 0 || len(a.Jail) < 10 {
+		t.Errorf("%+v", a)
+	}
+}
