@@ -118,7 +118,10 @@ func TestMonitorDies(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A pidfd becomes readable when its process has ended.
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 60_000)
+	n, err := 0, error(unix.EINTR)
+	for err == unix.EINTR {
+		n, err = unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 60_000)
+	}
 	if n != 1 {
 		t.Errorf("QEMU (%d) outlives its monitor: %v", pid, err)
 		unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
