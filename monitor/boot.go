@@ -78,6 +78,8 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 			Kernel: guest.Kernel, Initrd: guest.Initramfs,
 			MemoryBytes: memory, VCPUs: vcpus,
 			Accel: accel, RunDir: m.c.RunDir(),
+			// The kernel's dummy driver would greet every container with a card.
+			Cmdline: []string{"dummy.numdummies=0"},
 		},
 		Setup: &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
 	}
