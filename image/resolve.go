@@ -1,6 +1,7 @@
 package image
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -80,6 +81,11 @@ func (r *record) inRepository(repo string) bool {
 	return false
 }
 
+func (s *Store) gone(id string) bool {
+	c, err := s.catalog()
+	return err == nil && c.Images[id] == nil
+}
+
 // List returns all images, newest first as docker does.
 func (s *Store) List() ([]*Image, error) {
 	c, err := s.catalog()
@@ -89,6 +95,9 @@ func (s *Store) List() ([]*Image, error) {
 	var images []*Image
 	for _, id := range c.ids() {
 		img, err := s.image(id, c.Images[id])
+		if errors.Is(err, ErrNotFound) && s.gone(id) {
+			continue // removed since the catalog was read
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -144,19 +144,18 @@ func (s *Store) commit(ctx context.Context, f *found) (*Image, error) {
 			return nil, err
 		}
 	}
-	err := s.update(ctx, func(c *catalog) error {
+	var img *Image
+	err := s.update(ctx, func(c *catalog) (err error) {
 		// Another pull may have brought the same image by another manifest, and
 		// a removal may have taken that since: what counts is what is there now.
 		if r := c.Images[f.id()]; r != nil && !s.whole(r.Manifest) {
 			r.Manifest = f.digest
 		}
 		c.add(f.id(), f.digest, f.names, f.digests)
-		return nil
+		img, err = s.image(f.id(), c.Images[f.id()])
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	return s.Resolve(f.id())
+	return img, err
 }
 
 // whole reports whether all blobs of a manifest are there.

@@ -142,3 +142,15 @@ func pushIndex(t testing.TB, ref string, x v1.ImageIndex) {
 }
 
 func nil2log() *log.Logger { return log.New(io.Discard, "", 0) }
+
+// waitFor polls for what another process does; nothing tells of it.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for !done() {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute for %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
