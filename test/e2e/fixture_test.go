@@ -149,8 +149,11 @@ func archiveOf(files ...file) ([]byte, error) {
 		}
 		if h.Mode == 0 {
 			h.Mode = 0o644
-			if h.Typeflag == tar.TypeDir {
+			switch h.Typeflag {
+			case tar.TypeDir:
 				h.Mode = 0o755
+			case tar.TypeSymlink:
+				h.Mode = 0o777
 			}
 		}
 		if err := w.WriteHeader(h); err != nil {

@@ -19,17 +19,24 @@ var verbs = map[string]func(args []string) error{
 	"fork":     fork,
 	"writable": writable,
 	"writefd":  writeFD,
+	"ids":      ids,
 }
 
 func main() {
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|hold|fork|writable|writefd ...")
+		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|hold|fork|writable|writefd|ids ...")
 		os.Exit(2)
 	}
 	if err := verbs[os.Args[1]](os.Args[2:]); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+}
+
+// ids prints the real and the effective user.
+func ids([]string) error {
+	fmt.Println(os.Getuid(), os.Geteuid())
+	return nil
 }
 
 // hold touches this many MiB of memory, says so, and keeps them until stdin ends.
