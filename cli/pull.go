@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
@@ -57,14 +58,22 @@ func (a *app) pullImage(ctx context.Context, ref string, f pullFlags) error {
 	if !f.quiet && name.Digest == "" && tagged(ref) != ref {
 		fmt.Fprintln(a.out, "Using default tag: latest")
 	}
+	before, _ := images.Resolve(ref)
 	img, err := a.pull(ctx, images, ref, platform, pulling{quiet: f.quiet, insecure: f.insecure, out: a.out})
 	if err != nil {
 		return err
 	}
 	if !f.quiet {
 		for _, d := range img.RepoDigests {
-			fmt.Fprintf(a.out, "Digest: %s\n", d)
+			if _, digest, ok := strings.Cut(d, "@"); ok && len(img.RepoDigests) == 1 {
+				fmt.Fprintf(a.out, "Digest: %s\n", digest)
+			}
 		}
+		news := "Downloaded newer image for"
+		if before != nil && before.ID == img.ID {
+			news = "Image is up to date for"
+		}
+		fmt.Fprintf(a.out, "Status: %s %s\n", news, name.Familiar())
 	}
 	fmt.Fprintln(a.out, name.String())
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"time"
 
@@ -70,13 +71,23 @@ func (a *app) runContainer(ctx context.Context, f *declare.Flags, o *runFlags, a
 	if err != nil {
 		return asInterrupted(ctx, fail(exitFailed, err))
 	}
+	var run *running
+	if f.CIDFile != "" {
+		defer func() {
+			// A file about a container that never ran and is gone would be in the way
+			// of the next attempt.
+			if _, gone := c.Config(); (run == nil || !run.started) && errors.Is(gone, container.ErrNotFound) {
+				os.Remove(f.CIDFile)
+			}
+		}()
+	}
 	client, err := a.spawn(ctx, c)
 	if err != nil {
 		a.discardUnstarted(cfg, c, ctx)
 		return asInterrupted(ctx, fail(exitFailed, err))
 	}
 	defer client.Close()
-	run := &running{a: a, c: c, cfg: cfg, client: client, signals: sig, sigProxy: o.sigProxy, spans: spans, whole: whole, showTrace: f.Trace}
+	run = &running{a: a, c: c, cfg: cfg, client: client, signals: sig, sigProxy: o.sigProxy, spans: spans, whole: whole, showTrace: f.Trace}
 	if o.detach {
 		if err := run.start(ctx, nil); err != nil {
 			return err
@@ -146,6 +157,8 @@ type running struct {
 	// keep leaves the container where it is whatever happens: it was there
 	// before this command.
 	keep bool
+	// started is set once the first process runs.
+	started bool
 }
 
 // ended is what a monitor says of a container's end.
@@ -166,6 +179,7 @@ func (r *running) start(ctx context.Context, s *session) error {
 	_, err := r.client.API().Start(startCtx, req)
 	span.End()
 	if err == nil {
+		r.started = true
 		if r.spans != nil {
 			if st, err := r.c.State(); err == nil && len(st.Trace) > 0 {
 				trace.Join(ctx, st.Trace)

@@ -200,11 +200,12 @@ func (s *session) sendInput(in io.Reader) error {
 			}
 		}
 		switch {
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, terminal.ErrCancelled), errors.Is(err, terminal.ErrDetached):
+			return err
+		case err != nil:
+			// The end, or an input that cannot be read: there is no more.
 			s.stdin.Close()
 			return nil
-		case err != nil:
-			return err
 		}
 	}
 }
