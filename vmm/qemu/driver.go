@@ -150,16 +150,21 @@ func pair() (net.Conn, *os.File, error) {
 	return conn, theirs, nil
 }
 
+// maxLines is how many of QEMU's messages an error quotes; the first ones say
+// what was wrong.
+const maxLines = 4
+
 // readable turns QEMU's messages into one line: without its own name
 // in front of each, and without control characters.
 func readable(stderr []byte) string {
 	var lines []string
 	for line := range strings.SplitSeq(string(stderr), "\n") {
-		line = strings.TrimSpace(line)
-		for _, name := range []string{binary + ": ", filepath.Base(binary) + ": "} {
-			line = strings.TrimPrefix(line, name)
-		}
-		if line != "" {
+		line = strings.TrimPrefix(strings.TrimSpace(line), binary+": ")
+		switch {
+		case line == "":
+		case len(lines) == maxLines:
+			return strings.Join(lines, "; ") + "; ..."
+		default:
 			lines = append(lines, printable(line))
 		}
 	}

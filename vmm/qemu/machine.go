@@ -43,6 +43,7 @@ type machine struct {
 	phases []vmm.Phase
 	exit   vmm.Exit
 	killed bool
+	paused bool // as asked for
 	seen   events
 	facts  []vmm.Confinement
 	once   sync.Once
@@ -52,6 +53,7 @@ type machine struct {
 type events struct {
 	panicked bool
 	shutdown string // the reason
+	stopped  bool   // without having been asked to: QEMU cannot go on
 }
 
 func (v *machine) mark(phase string) {
@@ -194,6 +196,13 @@ func (v *machine) on(e event) {
 		v.seen.panicked = true
 	case "SHUTDOWN":
 		v.seen.shutdown = e.Data.Reason
+	case "STOP":
+		// A guest that stands still for good, after an internal error of KVM
+		// for instance, is worse than one that has ended.
+		if !v.paused && !v.seen.panicked && v.seen.shutdown == "" {
+			v.seen.stopped = true
+			v.process.Signal(unix.SIGKILL)
+		}
 	}
 }
 
@@ -224,6 +233,8 @@ func (v *machine) verdict(status unix.WaitStatus) vmm.Exit {
 		return vmm.Exit{Reason: vmm.PowerOff, Detail: "the guest switched itself off"}
 	case v.seen.shutdown == "guest-reset":
 		return vmm.Exit{Reason: vmm.Reset, Detail: "the guest rebooted"}
+	case v.seen.stopped:
+		return vmm.Exit{Reason: vmm.Failed, Detail: with("QEMU could not go on with the guest")}
 	case v.killed:
 		return vmm.Exit{Reason: vmm.Killed, Detail: "killed by its owner"}
 	case v.seen.shutdown == "host-qmp-quit", v.seen.shutdown == "host-signal":
@@ -267,9 +278,22 @@ func (v *machine) Exit() vmm.Exit {
 	}
 }
 
-func (v *machine) Pause(ctx context.Context) error { return v.execute(ctx, "stop") }
+func (v *machine) Pause(ctx context.Context) error {
+	v.mu.Lock()
+	v.paused = true
+	v.mu.Unlock()
+	return v.execute(ctx, "stop")
+}
 
-func (v *machine) Resume(ctx context.Context) error { return v.execute(ctx, "cont") }
+func (v *machine) Resume(ctx context.Context) error {
+	if err := v.execute(ctx, "cont"); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.paused = false
+	v.mu.Unlock()
+	return nil
+}
 
 func (v *machine) execute(ctx context.Context, command string) error {
 	err := v.monitor.execute(ctx, command, nil, nil)

@@ -1,16 +1,14 @@
 package qemu
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"manis/host/memo"
 	"manis/host/tsc"
 	"manis/vmm/jail"
 )
@@ -29,54 +27,18 @@ type memory struct {
 	TSCKHz int    `json:"tsc_khz"`
 }
 
-const (
-	memoryName = "qemu.json"
-	maxMemory  = 256 << 10 // bytes
-)
+// subject names the file.
+const subject = "qemu"
 
-// recall reads the file in dir; nothing is remembered when it cannot.
 func recall(dir string) memory {
 	var m memory
-	if dir == "" {
-		return m
-	}
-	f, err := os.Open(filepath.Join(dir, memoryName))
-	if err != nil {
-		return m
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxMemory))
-	if err != nil || json.Unmarshal(b, &m) != nil {
+	if !memo.Recall(dir, subject, &m) {
 		return memory{}
 	}
 	return m
 }
 
-// keep writes the file atomically. That it cannot is no error: the next
-// start is slower.
-func (m memory) keep(dir string) {
-	if dir == "" {
-		return
-	}
-	b, err := json.Marshal(m)
-	if err != nil || os.MkdirAll(dir, 0o700) != nil {
-		return
-	}
-	f, err := os.CreateTemp(dir, memoryName+".*")
-	if err != nil {
-		return
-	}
-	_, err = f.Write(b)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, memoryName))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-}
+func (m memory) keep(dir string) { memo.Keep(dir, subject, m) }
 
 // closure returns the remembered closure of a program, or finds it.
 func (m *memory) closure(program string, loads []string) (*jail.Closure, error) {

@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"manis/host/memo"
 )
 
 func TestDriverRemembers(t *testing.T) {
@@ -12,7 +14,7 @@ func TestDriverRemembers(t *testing.T) {
 	if err := first.Prepare(); err != nil {
 		t.Skip(err)
 	}
-	path := filepath.Join(dir, memoryName)
+	path := memo.Path(dir, subject)
 	before, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,80 @@
+package host
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"manis/host/memo"
+)
+
+// remembered is a trial with the key that it holds for; for another key
+// nothing is known.
+type remembered struct {
+	Key   string `json:"key"`
+	Trial Trial  `json:"trial"`
+}
+
+// subject names the file in the cache.
+const subject = "kvm"
+
+// key stands for everything that may change whether KVM works: host kernel,
+// processor, QEMU and guest kernel. Files count as changed when their inode,
+// size or time did; reading 20 MB for each start would cost more than a trial saves.
+func (a *Accelerators) key() (string, error) {
+	in, err := a.Driver.Installation()
+	if err != nil {
+		return "", err
+	}
+	h := sha256.New()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", os.NewSyscallError("uname", err)
+	}
+	fmt.Fprintln(h, unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:]), processor())
+	for _, path := range []string{in.Closure.Program, a.Kernel} {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return "", fmt.Errorf("try KVM with %s: %w", path, err)
+		}
+		fmt.Fprintln(h, path, st.Dev, st.Ino, st.Size, st.Mtim.Nano())
+	}
+	return hex.EncodeToString(h.Sum(nil)), nil
+}
+
+// processor is the first processor's model with its microcode.
+func processor() string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	b := make([]byte, 8<<10)
+	n, _ := io.ReadFull(f, b)
+	first, _, _ := strings.Cut(string(b[:n]), "\n\n")
+	var words []string
+	for line := range strings.Lines(first) {
+		name, value, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(name) {
+		case "model name", "stepping", "microcode":
+			words = append(words, strings.TrimSpace(value))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func (a *Accelerators) recall(key string) (Trial, bool) {
+	var r remembered
+	ok := memo.Recall(a.Cache, subject, &r)
+	return r.Trial, ok && r.Key == key
+}
+
+func (a *Accelerators) keep(key string, t Trial) { memo.Keep(a.Cache, subject, remembered{key, t}) }
+
+// Forget makes the next question try again.
+func (a *Accelerators) Forget() { memo.Forget(a.Cache, subject) }
