@@ -246,6 +246,10 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 		}
 		want.Hosts = append(want.Hosts, host)
 	}
+	if want.AllowHostLoopback {
+		// The name that the flag promises; without an address it means the gateway.
+		want.Hosts = append(want.Hosts, network.Host{Name: "host.docker.internal"})
+	}
 	for _, p := range m.cfg.Network.Ports {
 		want.Publish = append(want.Publish, network.PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, GuestPort: p.ContainerPort, Proto: network.Proto(p.Protocol)})
 	}
