@@ -25,17 +25,20 @@ const (
 )
 
 // Descriptors that the agent keeps for ever: its /dev/null, opened for both
-// directions, and its /proc, which means more than a container's.
-var nullFile, procDir = -1, -1
+// directions; its /proc, which means more than a container's; its namespaces.
+var nullFile, procDir, ownNamespaces = -1, -1, -1
 
 // Run is the life of process 1: it makes the user space, waits for the host's
 // port, and serves requests until the machine is off. It returns only to a caller
-// that is not process 1.
+// that is not process 1. The caller has bound itself to the process's first thread.
 func Run(version string) error {
 	if os.Getpid() != 1 {
 		return errors.New("the agent is process 1 of a virtual machine and does nothing elsewhere")
 	}
-	err := run(version)
+	// The calling thread is the process's first and does nothing else.
+	ended := make(chan error, 1)
+	go func() { ended <- run(version) }()
+	err := <-ended
 	if err != nil {
 		complain("%v", err)
 	}
@@ -116,12 +119,8 @@ func userSpace() error {
 		}
 	}
 	standardFiles()
-	var err error
-	if nullFile, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open /dev/null: %w", err)
-	}
-	if procDir, err = unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return fmt.Errorf("open /proc: %w", err)
+	if err := keepFiles(); err != nil {
+		return err
 	}
 	// Copies of deep trees hold a descriptor for each level.
 	files := unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}
@@ -140,6 +139,27 @@ func userSpace() error {
 		return err
 	}
 	return linkUp("lo")
+}
+
+func keepFiles() error {
+	for _, f := range []struct {
+		fd    *int
+		path  string
+		flags int
+	}{
+		{&nullFile, "/dev/null", unix.O_RDWR},
+		{&procDir, "/proc", unix.O_PATH | unix.O_DIRECTORY},
+	} {
+		var err error
+		if *f.fd, err = unix.Open(f.path, f.flags|unix.O_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open %s: %w", f.path, err)
+		}
+	}
+	var err error
+	if ownNamespaces, err = unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		return fmt.Errorf("open the agent's namespaces: %w", err)
+	}
+	return nil
 }
 
 // standardFiles makes sure that descriptors 0 to 2 are taken, so that none of

@@ -43,6 +43,7 @@ type container struct {
 	mu      sync.Mutex
 	first   *process
 	reaper  *process // of --init, else nil
+	pids    *process // process 1 of the shared PID namespace, else nil
 	execs   map[string]*process
 	paused  bool
 	removed bool
@@ -96,18 +97,9 @@ func (t *thread) end() {
 	<-t.done
 }
 
-// ownNamespaces are the agent's, for threads that come back.
-var ownNamespaces = sync.OnceValues(func() (int, error) {
-	return unix.PidfdOpen(os.Getpid(), 0)
-})
-
 // leaveNamespaces returns the calling thread to the agent's namespaces.
 func leaveNamespaces() error {
-	own, err := ownNamespaces()
-	if err != nil {
-		return fmt.Errorf("open the agent's namespaces: %w", err)
-	}
-	return unix.Setns(own, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWCGROUP|unix.CLONE_NEWPID)
+	return unix.Setns(ownNamespaces, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWCGROUP|unix.CLONE_NEWPID)
 }
 
 // CreateContainer builds everything but the process.
@@ -162,6 +154,13 @@ func (c *container) create(t *tracer) error {
 	if err := unix.Mkdir(c.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory %s: %w", c.dir, err)
 	}
+	if r.SharePid {
+		// Made on an ordinary thread: it shall be the agent's child in the agent's
+		// namespaces, not in this container's.
+		if c.pids, err = sandboxReaper(); err != nil {
+			return err
+		}
+	}
 	c.thread = newThread()
 	return c.thread.do(func() error { return c.build(t) })
 }
@@ -211,7 +210,7 @@ func (c *container) build(t *tracer) error {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
 	if r.SharePid {
-		if err := joinSandboxPids(); err != nil {
+		if err := joinSandboxPids(c.pids); err != nil {
 			return err
 		}
 	}
@@ -250,6 +249,10 @@ func (c *container) build(t *tracer) error {
 		return err
 	}
 	defer masks.close()
+	maskedPaths, err := c.procfs.takeMasked(mounts, r.MaskedPaths, masks)
+	if err != nil {
+		return err
+	}
 	if err := c.enterRoot(); err != nil {
 		return err
 	}
@@ -267,7 +270,7 @@ func (c *container) build(t *tracer) error {
 	if err := c.makeDevices(); err != nil {
 		return err
 	}
-	if err := masks.hide(c.procfs.takeMasked(r.MaskedPaths)); err != nil {
+	if err := masks.hide(maskedPaths); err != nil {
 		return err
 	}
 	if err := protect(c.procfs.takeReadonly(r.ReadonlyPaths)); err != nil {
@@ -386,6 +389,7 @@ func (c *container) remove(ctx context.Context) error {
 	if c.cgroup != nil {
 		note(c.cgroup.await("populated 0", freezeTimeout))
 	}
+	c.procfs.close()
 	if c.thread != nil {
 		c.thread.end()
 		c.thread = nil

@@ -173,11 +173,6 @@ func makeDevice(d *api.Device) error {
 func machineDevices() []*api.Device {
 	var list []*api.Device
 	for _, class := range []struct{ dir, kind string }{{"/sys/dev/char", "c"}, {"/sys/dev/block", "b"}} {
-		fd, err := unix.Open(class.dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue
-		}
-		unix.Close(fd)
 		names, _ := readDir(class.dir)
 		for _, n := range names {
 			b, err := readFile(class.dir+"/"+n+"/uevent", 4096)
@@ -185,7 +180,7 @@ func machineDevices() []*api.Device {
 				continue
 			}
 			d := parseUevent(string(b))
-			if d == nil || d.Major == portMajor() || isDefault("/dev/"+d.Path) {
+			if d == nil || class.kind == "c" && d.Major == portMajor() || isDefault("/dev/"+d.Path) {
 				continue
 			}
 			switch d.Path {
@@ -242,13 +237,17 @@ var portMajor = sync.OnceValue(func() int64 {
 
 // masks are the two mounts that hide paths: an empty directory and a device that
 // is always empty.
-type masks struct{ dir, file mask }
+type masks struct {
+	dir, file mask
+}
 
 type mask struct {
 	fd int
 	// used says that the mount has a place; further places get copies of it.
 	used bool
 }
+
+const hidden = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
 // newMasks makes them where the agent's devices are.
 func (c *container) newMasks() (*masks, error) {
@@ -257,14 +256,28 @@ func (c *container) newMasks() (*masks, error) {
 		return m, nil
 	}
 	var err error
-	if m.dir.fd, err = newFilesystem("tmpfs", "tmpfs", []string{"mode=0755", "nr_inodes=2", "size=4k"}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC); err != nil {
+	if m.dir.fd, err = m.another(true); err != nil {
 		return m, err
 	}
-	if m.file.fd, err = cloneTree(unix.AT_FDCWD, "/dev/null", false); err != nil {
-		return m, fmt.Errorf("clone /dev/null: %w", err)
+	m.file.fd, err = m.another(false)
+	return m, err
+}
+
+// another makes a further detached mount that hides a directory or a file.
+func (m *masks) another(dir bool) (int, error) {
+	if dir {
+		return newFilesystem("tmpfs", "tmpfs", []string{"mode=0755", "nr_inodes=2", "size=4k"}, hidden)
+	}
+	fd, err := cloneTree(unix.AT_FDCWD, "/dev/null", false)
+	if err != nil {
+		return -1, fmt.Errorf("clone /dev/null: %w", err)
 	}
 	// Read-only also keeps the container from changing the agent's node.
-	return m, setAttr(m.file.fd, unix.MOUNT_ATTR_RDONLY, 0, 0, false)
+	if err := setAttr(fd, hidden&^unix.MOUNT_ATTR_NODEV, 0, 0, false); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("make /dev/null read-only: %w", err)
+	}
+	return fd, nil
 }
 
 func (m *masks) close() {

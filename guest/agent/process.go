@@ -265,33 +265,21 @@ func (c *container) spawn(p *api.Process, first bool, s *stdio) (*process, error
 	if err != nil {
 		return nil, explainStart(p.Args[0], candidates, err)
 	}
-	unix.SetNonblock(child.FD, true)
-	return &process{
-		pid:       child.PID,
-		pidfd:     os.NewFile(uintptr(child.FD), "pidfd"),
-		io:        s,
-		exited:    make(chan struct{}),
-		done:      make(chan struct{}),
-		abandoned: make(chan struct{}),
-	}, nil
+	return newProcess(child, s), nil
 }
 
-// cgroupOf opens the cgroup in which a process of the container is.
+// cgroupOf opens the cgroup in which a process of the container is. It runs on a
+// thread in the container's cgroup namespace, to which the name is relative.
 func (c *container) cgroupOf(pid int) (int, error) {
 	b, err := readFileAt(procDir, strconv.Itoa(pid)+"/cgroup", 8192)
 	if err != nil {
 		return -1, err
 	}
-	_, name, ok := strings.Cut(trim(b), "0::")
-	full := path.Join(cgroupRoot, name)
-	if !ok || !strings.HasPrefix(full, c.cgroup.path) {
+	_, name, ok := strings.Cut(trim(b), "0::/")
+	if !ok || strings.HasPrefix(name, "..") {
 		return -1, errors.New("find the container's cgroup: its first process is elsewhere")
 	}
-	rel := strings.TrimPrefix(strings.TrimPrefix(full, c.cgroup.path), "/")
-	if rel == "" {
-		rel = "."
-	}
-	return unix.Openat(c.cgroup.fd, rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	return unix.Openat(c.cgroup.fd, "./"+name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 }
 
 // StartContainer executes the first process.
@@ -339,6 +327,7 @@ func (s *service) StartContainer(ctx context.Context, r *api.StartContainerReque
 		return nil, err
 	}
 	t.mark("launch")
+	c.procfs.close()
 	// From here on the first process keeps the namespaces.
 	c.thread.end()
 	c.thread = nil

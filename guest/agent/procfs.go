@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"fmt"
 	"path"
 	"strings"
 
@@ -17,8 +18,16 @@ import (
 // process mounts it between clone and execve, and hides and protects what is below.
 type procfs struct {
 	mounts   []*mount
-	masked   []string
+	masked   []procMask
 	readonly []string
+	// places are the destinations of mounts.
+	places []string
+}
+
+// procMask is a detached mount that shall hide a path.
+type procMask struct {
+	path string
+	fd   int
 }
 
 // expect makes the mount point of a proc filesystem.
@@ -40,11 +49,42 @@ func (f *procfs) expect(m *mount) error {
 	return nil
 }
 
-// takeMasked keeps the paths below a proc filesystem for the first process and
-// returns the others.
-func (f *procfs) takeMasked(paths []string) (others []string) {
-	f.masked, others = f.split(paths)
-	return others
+// takeMasked keeps the paths below a proc filesystem for the first process, each
+// with a mount to hide it, and returns the others. It runs before the thread has
+// entered its root: what hides is the agent's, not what the container calls /dev/null.
+func (f *procfs) takeMasked(list []*mount, paths []string, m *masks) (others []string, err error) {
+	f.announce(list)
+	ours, others := f.split(paths)
+	for _, p := range ours {
+		dir, exists := f.kind(p)
+		if !exists {
+			continue
+		}
+		fd, err := m.another(dir)
+		if err != nil {
+			return nil, fmt.Errorf("mask %s: %w", p, err)
+		}
+		f.masked = append(f.masked, procMask{p, fd})
+	}
+	return others, nil
+}
+
+// announce notes the destinations of proc filesystems that are still to be made.
+func (f *procfs) announce(list []*mount) {
+	f.places = nil
+	for _, m := range list {
+		if m.fd < 0 {
+			f.places = append(f.places, path.Clean("/"+m.Destination))
+		}
+	}
+}
+
+// close lets go of masks that were not used or have their place.
+func (f *procfs) close() {
+	for _, m := range f.masked {
+		unix.Close(m.fd)
+	}
+	f.masked = nil
 }
 
 // takeReadonly does the same for paths to protect.
@@ -57,8 +97,8 @@ func (f *procfs) split(paths []string) (ours, others []string) {
 	for _, p := range paths {
 		p = path.Clean("/" + p)
 		below := false
-		for _, m := range f.mounts {
-			below = below || strings.HasPrefix(p, m.Destination+"/")
+		for _, dest := range f.places {
+			below = below || strings.HasPrefix(p, dest+"/")
 		}
 		if below && len(ours) < maxMounts {
 			ours = append(ours, p)
@@ -72,8 +112,8 @@ func (f *procfs) split(paths []string) (ours, others []string) {
 // kind looks a path up in the agent's own proc filesystem, which has the same
 // files but for those of processes.
 func (f *procfs) kind(p string) (dir, exists bool) {
-	for _, m := range f.mounts {
-		name, ok := strings.CutPrefix(p, m.Destination+"/")
+	for _, dest := range f.places {
+		name, ok := strings.CutPrefix(p, dest+"/")
 		if !ok {
 			continue
 		}
@@ -85,6 +125,9 @@ func (f *procfs) kind(p string) (dir, exists bool) {
 	return false, false
 }
 
+// atCWD is AT_FDCWD as a system call's argument.
+const atCWD = ^uintptr(99)
+
 const quiet = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
 // mount appends the steps of the first process.
@@ -95,14 +138,8 @@ func (f *procfs) mount(b *launch.Program) {
 		const both = unix.MS_RDONLY | quiet
 		b.Mount("proc", m.Destination, "proc", uintptr(m.set)&both&^unix.MS_RDONLY, strings.Join(m.data, ","))
 	}
-	for _, p := range f.masked {
-		switch dir, exists := f.kind(p); {
-		case dir:
-			b.Mount("tmpfs", p, "tmpfs", unix.MS_RDONLY|quiet, "mode=0755,nr_inodes=2,size=4k")
-		case exists:
-			b.Mount("/dev/null", p, "", unix.MS_BIND, "")
-			b.Mount("", p, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NOEXEC, "")
-		}
+	for _, m := range f.masked {
+		b.Call("mask "+m.path, unix.SYS_MOVE_MOUNT, m.fd, "", atCWD, m.path, unix.MOVE_MOUNT_F_EMPTY_PATH)
 	}
 	for _, p := range f.readonly {
 		if _, exists := f.kind(p); exists {

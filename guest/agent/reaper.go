@@ -1,55 +1,74 @@
 package agent
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
-	"os/signal"
 	"strconv"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"manis/launch"
 )
 
-// ReaperName is the name under which the agent's program is process 1 of a
-// container that asks for an init, or of the sandbox's PID namespace.
-const ReaperName = "manis-init"
+// A reaper is process 1 of a container that asks for an init, or of the PID
+// namespace that containers share on request. It adopts and reaps orphans, and
+// a container's reaper passes signals on to process 2, the command. The command is
+// the agent's child, not the reaper's: the agent sees its end and then ends the
+// namespace.
+//
+// Its program is a hundred bytes of machine code (reaper_amd64.s) in a file in
+// memory. The agent's own program would do as well, but would cost each
+// container megabytes, a language runtime's start and several of the threads that its
+// limit allows.
 
-// reaperChild is the process that signals are passed on to: the first one that the
-// agent starts after the reaper.
-const reaperChild = 2
+// reaperStart points to that code, which is not longer than this; what follows it is
+// never reached.
+var reaperStart *[256]byte
 
-// Reap is the life of such a process: it adopts and reaps orphans and passes
-// signals on. The container's command is not its child, so that its end is the agent's
-// to see; the agent ends the namespace then.
-func Reap() {
-	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
-	for {
-		for {
-			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
-			if err == unix.EINTR {
-				continue
-			}
-			if pid <= 0 {
-				break
-			}
-		}
-		switch s := <-signals; s {
-		case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
-			// SIGURG is how the Go runtime interrupts its own threads.
-		default:
-			unix.Kill(reaperChild, s.(syscall.Signal))
-		}
+// reaperFile makes the executable file.
+var reaperFile = sync.OnceValues(func() (int, error) {
+	fd, err := unix.MemfdCreate("init", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("make init's program: %w", err)
 	}
-}
-
-// agentFile is the agent's program, which no container's filesystem has.
-var agentFile = sync.OnceValues(func() (int, error) {
-	return unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
+	if _, err := unix.Write(fd, elfProgram(reaperStart[:])); err != nil {
+		return -1, fmt.Errorf("write init's program: %w", err)
+	}
+	if err := unix.Fchmod(fd, 0o555); err != nil {
+		return -1, fmt.Errorf("write init's program: %w", err)
+	}
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_WRITE|unix.F_SEAL_GROW|unix.F_SEAL_SHRINK); err != nil {
+		return -1, fmt.Errorf("seal init's program: %w", err)
+	}
+	return fd, nil
 })
+
+// elfProgram puts an ELF header before code: one segment, entered at the code's
+// beginning.
+func elfProgram(code []byte) []byte {
+	const head, base = 64 + 56, 0x400000
+	le := binary.LittleEndian
+	b := append(make([]byte, 0, head+len(code)), "\x7fELF\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+	b = le.AppendUint16(b, 2)  // executable
+	b = le.AppendUint16(b, 62) // x86-64
+	b = le.AppendUint32(b, 1)
+	b = le.AppendUint64(b, base+head) // entry
+	b = le.AppendUint64(b, 64)        // program headers
+	b = le.AppendUint64(b, 0)
+	b = le.AppendUint32(b, 0)
+	for _, n := range []uint16{64, 56, 1, 0, 0, 0} {
+		b = le.AppendUint16(b, n)
+	}
+	b = le.AppendUint32(b, 1) // load
+	b = le.AppendUint32(b, 5) // readable, executable
+	size := uint64(head + len(code))
+	for _, n := range []uint64{0, base, base, size, size, 0x1000} {
+		b = le.AppendUint64(b, n)
+	}
+	return append(b, code...)
+}
 
 // spawnReaper starts a reaper as process 1 of the container's PID namespace, as
 // the container's user. It runs on the container's thread.
@@ -63,33 +82,27 @@ func (c *container) spawnReaper() (*process, error) {
 	defer b.Release()
 	b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	b.WriteFileAt(procDir, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))
-	b.Setsid()
 	b.Groups(nil)
 	b.User(id.uid, id.gid)
-	b.NoNewPrivileges()
-	b.Capabilities(0, 0, 0, 0)
-	return spawnReaper(b, launch.Attr{UseCgroup: true, CgroupFD: c.cgroup.fd})
+	return forkReaper(b, []string{"manis-init"}, launch.Attr{UseCgroup: true, CgroupFD: c.cgroup.fd})
 }
 
-// spawnReaper completes the program and starts it from the calling thread.
-func spawnReaper(b *launch.Program, attr launch.Attr) (*process, error) {
-	exe, err := agentFile()
+// forkReaper completes the program and starts it from the calling thread.
+func forkReaper(b *launch.Program, argv []string, attr launch.Attr) (*process, error) {
+	file, err := reaperFile()
 	if err != nil {
-		return nil, fmt.Errorf("open the agent's program: %w", err)
+		return nil, err
 	}
-	b.ExecFile(exe, []string{ReaperName}, []string{"GOMAXPROCS=1", "GOGC=off"})
+	b.Setsid()
+	b.NoNewPrivileges()
+	b.Capabilities(0, 0, 0, 0)
+	b.Files([]int{nullFile, nullFile, nullFile})
+	b.ExecFile(file, argv, nil)
 	child, err := launch.Fork(b, attr, true)
 	if err != nil {
 		return nil, fmt.Errorf("start init: %w", err)
 	}
-	unix.SetNonblock(child.FD, true)
-	r := &process{
-		pid:       child.PID,
-		pidfd:     os.NewFile(uintptr(child.FD), "pidfd"),
-		exited:    make(chan struct{}),
-		done:      make(chan struct{}),
-		abandoned: make(chan struct{}),
-	}
+	r := newProcess(child, nil)
 	guard("wait for init", func() {
 		defer close(r.done)
 		r.reap()
@@ -106,37 +119,37 @@ var sandboxReaper = sync.OnceValues(func() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
-	var p *process
-	t := newThread()
-	defer t.end()
-	err = t.do(func() error {
-		b := new(launch.Program)
-		defer b.Release()
-		b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
-		b.Mount("tmpfs", runDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, "mode=0755,size=4k,nr_inodes=2")
-		b.PivotRoot(runDir)
-		b.Setsid()
-		b.Groups(nil)
-		b.User(65534, 65534)
-		b.NoNewPrivileges()
-		b.BoundCapabilities(0, lastCapability)
-		b.Capabilities(0, 0, 0, 0)
-		var err error
-		p, err = spawnReaper(b, launch.Attr{Namespaces: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS, UseCgroup: true, CgroupFD: g.fd})
-		return err
+	b := new(launch.Program)
+	defer b.Release()
+	b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+	b.Mount("tmpfs", runDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RDONLY, "mode=0755,size=4k,nr_inodes=2")
+	b.PivotRoot(runDir)
+	b.BoundCapabilities(0, lastCapability)
+	b.Groups(nil)
+	b.User(65534, 65534)
+	return forkReaper(b, []string{"manis-init", "sandbox"}, launch.Attr{
+		Namespaces: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
+		UseCgroup:  true, CgroupFD: g.fd,
 	})
-	return p, err
 })
 
 // joinSandboxPids makes the sandbox's PID namespace that of the calling thread's
 // children.
-func joinSandboxPids() error {
-	p, err := sandboxReaper()
-	if err == nil {
-		err = p.withFD(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWPID) })
-	}
-	if err != nil {
+func joinSandboxPids(p *process) error {
+	if err := p.withFD(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWPID) }); err != nil {
 		return fmt.Errorf("join the sandbox's PID namespace: %w", err)
 	}
 	return nil
+}
+
+func newProcess(child launch.Child, s *stdio) *process {
+	unix.SetNonblock(child.FD, true)
+	return &process{
+		pid:       child.PID,
+		pidfd:     os.NewFile(uintptr(child.FD), "pidfd"),
+		io:        s,
+		exited:    make(chan struct{}),
+		done:      make(chan struct{}),
+		abandoned: make(chan struct{}),
+	}
 }
