@@ -110,16 +110,10 @@ func (b *bench) gather(ctx context.Context, binary, accel string, skip []string)
 			b.subjects = append(b.subjects, m)
 		}
 	}
-	found, missing := peers(ctx, b.w)
-	for _, s := range found {
-		if wanted(s.name()) {
-			b.subjects = append(b.subjects, s)
-		}
-	}
+	found, missing := peers(ctx, b.w, wanted)
+	b.subjects = append(b.subjects, found...)
 	for name, err := range missing {
-		if wanted(name) {
-			b.skip("all", name, err)
-		}
+		b.skip("all", name, err)
 	}
 	if len(b.subjects) == 0 {
 		b.table(os.Stderr)

@@ -42,7 +42,13 @@ func (m *manis) variant(label string, flags ...string) *manis {
 
 func (m *manis) name() string { return m.label }
 
-func (m *manis) version(ctx context.Context) string { return firstLine(ctx, m.binary, "version") }
+func (m *manis) version(ctx context.Context) string {
+	out, err := m.manis(ctx, "version")
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(strings.Fields(out), " ")
+}
 
 // manis runs a command to its end.
 func (m *manis) manis(ctx context.Context, args ...string) (string, error) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"manis/seccomp"
 )
@@ -135,10 +136,13 @@ func (o *oci) spec(t task) *specs.Spec {
 	return s
 }
 
-// peers are the runtimes that this machine has. The errors say why one is missing.
-func peers(ctx context.Context, w *workshop) (list []subject, missing map[string]error) {
+// peers are the wanted runtimes that this machine has. The errors say why one is missing.
+func peers(ctx context.Context, w *workshop, wanted func(string) bool) (list []subject, missing map[string]error) {
 	missing = make(map[string]error)
 	add := func(label string, find func() (string, error), flags ...string) {
+		if !wanted(label) {
+			return
+		}
 		if os.Geteuid() != 0 {
 			missing[label] = errors.New("needs root to run from a bundle")
 			return
@@ -149,7 +153,10 @@ func peers(ctx context.Context, w *workshop) (list []subject, missing map[string
 			return
 		}
 		o := &oci{label: label, binary: binary, rootfs: w.rootfs, dir: w.bundles}
-		o.flags = append([]string{"--root", filepath.Join(w.dir, "state-"+label)}, flags...)
+		state := filepath.Join(w.dir, "state-"+label)
+		o.flags = append([]string{"--root", state}, flags...)
+		// runsc keeps a network namespace mounted there for its next container.
+		w.later(func() { unix.Unmount(filepath.Join(state, "null-netns"), unix.MNT_DETACH) })
 		err = o.try(ctx)
 		if err != nil && label == "crun" {
 			if prefix, release, e := withoutUnified(ctx); e == nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -84,13 +85,17 @@ func newWorkshop(ctx context.Context, mib int64, log io.Writer) (w *workshop, er
 	return w, unpack(mutate.Extract(img), w.rootfs)
 }
 
+// close says what could not be removed.
 func (w *workshop) close() {
-	for _, f := range w.releases {
+	for _, f := range slices.Backward(w.releases) {
 		f()
 	}
 	for _, dir := range []string{w.dir, w.run} {
-		if dir != "" {
-			os.RemoveAll(dir)
+		if dir == "" {
+			continue
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			fmt.Fprintln(w.log, "bench: left behind:", err)
 		}
 	}
 }
