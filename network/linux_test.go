@@ -146,8 +146,8 @@ func TestLinuxGuest(t *testing.T) {
 	if !inNamespace(t) {
 		return
 	}
-	ip(t, "addr", "add", "203.0.113.9/32", "dev", "lo")
-	ip(t, "addr", "add", "2001:db8::9/128", "dev", "lo", "nodad")
+	addAddress(t, "203.0.113.9")
+	addAddress(t, "2001:db8::9")
 	for _, mtu := range []int{1500, 9000, DefaultMTU} {
 		t.Run(fmt.Sprint("mtu ", mtu), func(t *testing.T) {
 			s := newStack(t, Config{MTU: mtu, Publish: []PortMapping{{GuestPort: 80}, {GuestPort: 80, Proto: UDP}}})
@@ -267,8 +267,8 @@ func TestPing(t *testing.T) {
 	if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte("0 0"), 0); err != nil {
 		t.Skip("ping sockets cannot be allowed here: ", err)
 	}
-	ip(t, "addr", "add", "203.0.113.9/32", "dev", "lo")
-	ip(t, "addr", "add", "2001:db8::9/128", "dev", "lo", "nodad")
+	addAddress(t, "203.0.113.9")
+	addAddress(t, "2001:db8::9")
 	s := newStack(t, Config{})
 	g := connectRaw(t, s)
 	for i, host := range addrs("203.0.113.9", "2001:db8::9", "203.0.113.9") {

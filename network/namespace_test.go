@@ -2,10 +2,12 @@ package network
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"os/exec"
 	"syscall"
 	"testing"
+	"time"
 )
 
 const namespaceEnv = "MANIS_TEST_NETWORK_NAMESPACE"
@@ -52,5 +54,26 @@ func ip(t *testing.T, args ...string) {
 	t.Helper()
 	if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
 		t.Fatalf("ip %v: %v\n%s", args, err, out)
+	}
+}
+
+// addAddress gives the namespace an address of its own. The kernel gets to the local route of an IPv6 address
+// only some time after the command.
+func addAddress(t *testing.T, address string) {
+	t.Helper()
+	a := netip.MustParseAddr(address)
+	if a.Is4() {
+		ip(t, "addr", "add", address+"/32", "dev", "lo")
+		return
+	}
+	ip(t, "addr", "add", address+"/128", "dev", "lo", "nodad")
+	for deadline := time.Now().Add(patience); ; {
+		out, err := exec.Command("ip", "-6", "route", "get", address).CombinedOutput()
+		if err == nil && bytes.HasPrefix(out, []byte("local")) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not become local: %v\n%s", address, err, out)
+		}
 	}
 }

@@ -35,7 +35,7 @@ func (e *PortError) Error() string {
 	case errors.Is(e.Err, syscall.EADDRNOTAVAIL):
 		why = "the host has no such address"
 	}
-	return fmt.Sprintf("bind for %s/%s failed: %s", joinHostPort(host.String(), port), e.Mapping.proto(), why)
+	return fmt.Sprintf("bind for %s failed: %s", joinHostPort(host.String(), port), why)
 }
 
 func (e *PortError) Unwrap() error { return e.Err }

@@ -148,7 +148,7 @@ func TestPortClash(t *testing.T) {
 				if !errors.As(err, &portErr) || !errors.Is(err, syscall.EADDRINUSE) {
 					t.Fatalf("a port twice: %v, want a PortError", err)
 				}
-				want := fmt.Sprintf("bind for %s/%s failed: port is already allocated", netip.AddrPortFrom(ip, taken), proto)
+				want := fmt.Sprintf("bind for %s failed: port is already allocated", netip.AddrPortFrom(ip, taken))
 				if err.Error() != want {
 					t.Errorf("error %q, want %q", err, want)
 				}

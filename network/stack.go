@@ -32,7 +32,8 @@ type Stack struct {
 
 	tcp       *tcp.Forwarder
 	slots     chan struct{} // one for each TCP connection
-	sessions  sessions      // UDP
+	dial      func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	sessions  sessions // UDP
 	names     *names
 	listeners []listener
 
@@ -62,6 +63,7 @@ func New(ctx context.Context, config Config) (*Stack, error) {
 		guest:  config.addresses(),
 		link:   newLink(config.MTU),
 		slots:  make(chan struct{}, config.MaxConnections),
+		dial:   dialHost,
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.epoch, s.endEpoch = context.WithCancel(s.ctx)

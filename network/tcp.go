@@ -51,7 +51,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(epoch, dialTimeout)
-	host, err := dialTCP(ctx, target)
+	conn, err := s.dial(ctx, "tcp", target)
 	cancel()
 	if err != nil {
 		// A guest whose packets get no answer keeps asking, as it would on a real network; each of its
@@ -59,6 +59,7 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		r.Complete(!errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, syscall.ETIMEDOUT))
 		return
 	}
+	host := conn.(*net.TCPConn)
 	g := acceptGuest(epoch, r)
 	if g == nil {
 		reset(host)
@@ -66,20 +67,6 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 	}
 	s.relay(epoch, g, host)
 	finish(epoch, g)
-}
-
-// dialTCP connects to an address that policy has passed.
-func dialTCP(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
-	var d net.Dialer
-	network := "tcp6"
-	if to.Addr().Is4() {
-		network = "tcp4"
-	}
-	conn, err := d.DialContext(ctx, network, to.String())
-	if err != nil {
-		return nil, err
-	}
-	return conn.(*net.TCPConn), nil
 }
 
 // reset closes a connection in a way that tells the far end that something broke.

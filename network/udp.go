@@ -194,12 +194,7 @@ func (t *sessions) markAnswered(e *session) {
 // openSession makes a socket of the host for a flow that the guest begins, or returns nil when the host has
 // no way there.
 func (s *Stack) openSession(f flow, target netip.AddrPort) *session {
-	d := net.Dialer{Control: noBroadcast}
-	network := "udp6"
-	if target.Addr().Is4() {
-		network = "udp4"
-	}
-	conn, err := d.DialContext(s.ctx, network, target.String())
+	conn, err := s.dial(s.ctx, "udp", target)
 	if err != nil {
 		return nil
 	}
@@ -218,18 +213,6 @@ func (s *Stack) begin(f flow, socket *net.UDPConn, deliver func(flow, []byte)) *
 		return nil
 	}
 	return e
-}
-
-// noBroadcast undoes what the net package does to every UDP socket: the guest must not reach all hosts of
-// a network of the host with one datagram.
-func noBroadcast(_, _ string, c syscall.RawConn) error {
-	var err error
-	if e := c.Control(func(fd uintptr) {
-		err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_BROADCAST, 0)
-	}); e != nil {
-		return e
-	}
-	return err
 }
 
 // answerSession hands on what the peer sends until the session is removed from the table, which closes its
