@@ -108,7 +108,7 @@ var dataFiles = []string{"sequential", "random"}
 func (w *workshop) build(ctx context.Context) (v1.Image, error) {
 	fmt.Fprintln(w.log, "bench: building the image")
 	probe := filepath.Join(w.cache, "probe")
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w", "-o", probe, "./bench/probe")
+	build := exec.CommandContext(ctx, goTool(), "build", "-trimpath", "-ldflags", "-s -w", "-o", probe, "./bench/probe")
 	build.Dir = top()
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -236,7 +236,7 @@ func (w *workshop) runsc(ctx context.Context) (string, error) {
 		return binary, nil
 	}
 	fmt.Fprintln(w.log, "bench: building gVisor's runsc, once (some minutes)")
-	cmd := exec.CommandContext(ctx, "go", "install", "gvisor.dev/gvisor/runsc@"+gvisorVersion)
+	cmd := exec.CommandContext(ctx, goTool(), "install", "gvisor.dev/gvisor/runsc@"+gvisorVersion)
 	// Outside of this module, and finished under its name only when complete.
 	cmd.Dir = w.dir
 	part := dir + ".part"
@@ -252,11 +252,25 @@ func (w *workshop) runsc(ctx context.Context) (string, error) {
 	return binary, nil
 }
 
-// top is the source tree, which `go run ./bench` is started in.
+// top is the source tree, in which `go run ./bench` is started.
 func top() string {
-	out, err := exec.Command("go", "env", "GOMOD").Output()
+	dir, err := os.Getwd()
 	if err != nil {
 		return "."
 	}
-	return filepath.Dir(strings.TrimSpace(string(out)))
+	for d := dir; d != "/"; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d
+		}
+	}
+	return dir
+}
+
+// goTool is the toolchain that the source tree is built with.
+func goTool() string {
+	script := filepath.Join(top(), "scripts", "go")
+	if _, err := os.Stat(script); err == nil {
+		return script
+	}
+	return "go"
 }
