@@ -422,6 +422,11 @@ func (m *machine) create(t testing.TB, p *api.Process, change func(r *api.Create
 		return c, proc, err
 	}
 	t.Cleanup(func() {
+		select {
+		case <-m.gone:
+			return
+		default:
+		}
 		if _, err := m.agent.RemoveContainer(deadline(t), &api.ContainerRef{Id: c.id}); err != nil && !strings.Contains(err.Error(), "no such container") {
 			t.Errorf("RemoveContainer: %v\nconsole:\n%s", err, m.log())
 		}
