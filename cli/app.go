@@ -37,6 +37,8 @@ type app struct {
 	// host is the name in $MANIS_HOST-like settings; unused flags of docker's
 	// are not here on purpose.
 	found *place.Places
+	// accelAsked is set when the user named an accelerator.
+	accelAsked bool
 }
 
 // Main runs a command line, without the program's name, and returns the exit code.

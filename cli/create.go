@@ -235,6 +235,9 @@ func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Clien
 	if err != nil {
 		return nil, err
 	}
+	if err := a.chooseAccel(ctx, c); err != nil {
+		return nil, err
+	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()
 	return monitor.Spawn(ctx, c, monitor.SpawnOptions{Environ: places.Environ()})

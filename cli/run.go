@@ -38,6 +38,7 @@ func (a *app) runCommand() *cobra.Command {
 		},
 		ValidArgsFunction: a.firstImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			a.accelAsked = cmd.Flags().Changed("accel")
 			return a.runContainer(cmd.Context(), f, o, args)
 		},
 	}

@@ -40,6 +40,8 @@ type Choice struct {
 	Notice string
 	// Why is the reason in a few words, like "KVM has booted a guest on this host".
 	Why string
+	// New is set when KVM was tried for this choice and not remembered.
+	New bool
 }
 
 // Choose resolves "auto" (or ""), "kvm" or "tcg". Auto takes KVM only where it has
@@ -66,13 +68,13 @@ func (a *Accelerators) Choose(ctx context.Context, want string) (Choice, error) 
 		return Choice{}, err
 	}
 	if t.Works {
-		return Choice{Accel: vmm.AccelKVM, Why: t.Detail}, nil
+		return Choice{Accel: vmm.AccelKVM, Why: t.Detail, New: t.New}, nil
 	}
 	why := t.Detail
 	if t.Tried {
 		why = "it does not boot a guest on this host"
 	}
-	return Choice{Accel: vmm.AccelTCG, Why: t.Detail, Notice: fmt.Sprintf("KVM cannot be used (%s): emulating, which is slower; see manis doctor", why)}, nil
+	return Choice{Accel: vmm.AccelTCG, Why: t.Detail, New: t.New, Notice: fmt.Sprintf("KVM cannot be used (%s): emulating, which is slower; see manis doctor", why)}, nil
 }
 
 // Trial is what is known of KVM.
@@ -83,6 +85,8 @@ type Trial struct {
 	Advice string
 	// Tried is set when a guest was started for it, now or earlier.
 	Tried bool
+	// New is set when it was started now.
+	New bool `json:"-"`
 }
 
 // KVM says whether KVM boots a guest, by what is remembered or by trying. The
@@ -98,7 +102,7 @@ func (a *Accelerators) KVM(ctx context.Context) (Trial, error) {
 	if t, ok := a.recall(key); ok {
 		return t, nil
 	}
-	t := Trial{Tried: true}
+	t := Trial{Tried: true, New: true}
 	switch err := boot(ctx, a.Driver, a.Kernel, vmm.AccelKVM, probeTime); {
 	case err == nil:
 		t.Works, t.Detail = true, "KVM has booted a guest on this host"

@@ -12,6 +12,7 @@ import (
 	"manis/api/agent"
 	"manis/container"
 	"manis/container/spec"
+	"manis/host"
 	"manis/image"
 	"manis/network"
 	"manis/place"
@@ -63,7 +64,9 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if err != nil {
 		return b, err
 	}
-	accel, err := vmm.AccelTCG, error(nil)
+	driver := qemu.New("")
+	driver.Cache = filepath.Join(m.places.Cache, "qemu")
+	accel, err := Accelerators(m.places, driver, guest).Choose(ctx, m.cfg.Accel)
 	if err != nil {
 		return b, err
 	}
@@ -73,11 +76,11 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	}
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
-		Driver: qemu.New(""),
+		Driver: driver,
 		VM: vmm.Config{
 			Kernel: guest.Kernel, Initrd: guest.Initramfs,
 			MemoryBytes: memory, VCPUs: vcpus,
-			Accel: accel, RunDir: m.c.RunDir(),
+			Accel: accel.Accel, RunDir: m.c.RunDir(),
 			// The kernel's dummy driver would greet every container with a card.
 			Cmdline: []string{"dummy.numdummies=0"},
 		},
@@ -98,6 +101,12 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	b.request.Id = containerID
 	b.sandbox, err = sandbox.Start(ctx, cfg)
 	return b, err
+}
+
+// Accelerators decides what executes the guest's code, for monitors and for
+// front ends alike: they share what is remembered of this host.
+func Accelerators(places *place.Places, driver *qemu.Driver, guest *place.Guest) *host.Accelerators {
+	return &host.Accelerators{Driver: driver, Kernel: guest.Kernel, Cache: filepath.Join(places.Cache, "host")}
 }
 
 // disks opens the image and the writable layer.

@@ -257,14 +257,3 @@ func (l *oneConn) Accept() (net.Conn, error) {
 
 func (l *oneConn) Close() error   { return nil }
 func (l *oneConn) Addr() net.Addr { return l.addr }
-
-// Names of an earlier day, until their last user has moved.
-type (
-	Host  = Client
-	Guest = Server
-)
-
-var (
-	NewHost  = NewClient
-	NewGuest = NewServer
-)
