@@ -40,6 +40,10 @@ func TestChoose(t *testing.T) {
 	cancelled, stop := context.WithCancel(t.Context())
 	stop()
 	second, err := again.Choose(cancelled, "")
+	if second.New {
+		t.Error("what is remembered is said to be new")
+	}
+	first.New = false
 	if err != nil || second != first {
 		t.Errorf("second answer %+v, %v; the first was %+v", second, err, first)
 	}
@@ -82,4 +86,72 @@ func TestBootShowsWhatWorks(t *testing.T) {
 	if err := boot(t.Context(), a.Driver, a.Kernel, vmm.AccelTCG, 100*time.Millisecond); err == nil || !strings.Contains(err.Error(), "does not boot within") {
 		t.Errorf("with no time: %v", err)
 	}
+}
+
+func TestExamine(t *testing.T) {
+	a := accelerators(t)
+	s := Subject{Accelerators: *a, Initrd: vmmtest.Initrd(t), Dirs: []Dir{
+		{Name: "images", Path: t.TempDir() + "/not/yet"}, {Name: "volumes", Path: t.TempDir(), Volumes: true},
+	}}
+	checks := Examine(t.Context(), s)
+	seen := map[string]bool{}
+	for _, c := range checks {
+		t.Logf("%-15s %-4s %s | %s", c.Name, c.Status, c.Detail, c.Advice)
+		if seen[c.Name] || c.Detail == "" || strings.Contains(c.Detail+c.Advice, "\n") {
+			t.Errorf("%+v: want a new name and one line each", c)
+		}
+		seen[c.Name] = true
+		if (c.Status == OK) != (c.Advice == "") {
+			t.Errorf("%s: status %s with advice %q", c.Name, c.Status, c.Advice)
+		}
+		if c.Status == Fail && c.Name != "mkfs.ext4" && c.Name != "disk: images" {
+			t.Errorf("%s fails although VMs run here: %s", c.Name, c.Detail)
+		}
+	}
+	for _, name := range []string{"processor", "memory", "qemu", "jail", "kvm", "tcg", "guest kernel", "cgroups", "namespaces", "disk: volumes", "open files"} {
+		if !seen[name] {
+			t.Errorf("no check of %s", name)
+		}
+	}
+}
+
+func TestExamineWithout(t *testing.T) {
+	status := func(checks []Check, name string) Status {
+		for _, c := range checks {
+			if c.Name == name {
+				if c.Status != OK && c.Advice == "" {
+					t.Errorf("%s: %s without advice", name, c.Detail)
+				}
+				return c.Status
+			}
+		}
+		return ""
+	}
+	t.Run("QEMU", func(t *testing.T) {
+		checks := Examine(t.Context(), Subject{Accelerators: Accelerators{Driver: qemu.New("/nonexistent/qemu")}})
+		if got := status(checks, "qemu"); got != Fail {
+			t.Errorf("qemu: %q", got)
+		}
+		if got := status(checks, "guest kernel"); got != Fail {
+			t.Errorf("guest kernel: %q", got)
+		}
+	})
+	t.Run("directory", func(t *testing.T) {
+		if c := dirCheck(Dir{Name: "x", Path: "/proc/x"}); c.Status != Fail {
+			t.Errorf("/proc: %+v", c)
+		}
+	})
+	t.Run("tool", func(t *testing.T) {
+		if c := toolCheck("mkfs.nonexistent", "x", "nothing"); c.Status != Fail || c.Advice == "" {
+			t.Errorf("%+v", c)
+		}
+	})
+	t.Run("another program than QEMU", func(t *testing.T) {
+		a := accelerators(t)
+		a.Driver = qemu.New("/bin/true")
+		checks := Examine(t.Context(), Subject{Accelerators: *a})
+		if got := status(checks, "jail"); got != Fail {
+			t.Errorf("jail: %q in %+v", got, checks)
+		}
+	})
 }

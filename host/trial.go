@@ -49,6 +49,19 @@ func (a *Accelerators) key() (string, error) {
 
 // processor is the first processor's model with its microcode.
 func processor() string {
+	var words []string
+	for line := range strings.Lines(cpuinfo()) {
+		name, value, _ := strings.Cut(line, ":")
+		switch strings.TrimSpace(name) {
+		case "model name", "stepping", "microcode":
+			words = append(words, strings.TrimSpace(value))
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+// cpuinfo is what the kernel says of the first processor.
+func cpuinfo() string {
 	f, err := os.Open("/proc/cpuinfo")
 	if err != nil {
 		return ""
@@ -57,15 +70,7 @@ func processor() string {
 	b := make([]byte, 8<<10)
 	n, _ := io.ReadFull(f, b)
 	first, _, _ := strings.Cut(string(b[:n]), "\n\n")
-	var words []string
-	for line := range strings.Lines(first) {
-		name, value, _ := strings.Cut(line, ":")
-		switch strings.TrimSpace(name) {
-		case "model name", "stepping", "microcode":
-			words = append(words, strings.TrimSpace(value))
-		}
-	}
-	return strings.Join(words, " ")
+	return first
 }
 
 func (a *Accelerators) recall(key string) (Trial, bool) {

@@ -126,7 +126,10 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 func cmdline(c *vmm.Config, tscKHz int) string {
 	words := []string{"console=ttyS0", "panic=-1", "reboot=t", "quiet"}
 	if c.Accel != vmm.AccelKVM {
-		words = append(words, "no_timer_check")
+		// Emulated code cannot be observed by speculation, so the guest's guards
+		// against it only cost. Its TSC is the host's; a watchdog that compares it
+		// with an emulated timer on a busy host would find it broken.
+		words = append(words, "mitigations=off", "tsc=reliable", "no_timer_check")
 		if tscKHz > 0 {
 			// Without these the kernel calibrates against an emulated timer,
 			// which takes long and never ends on a busy host.
