@@ -15,7 +15,7 @@ import (
 
 // identity is who the jailed process is.
 //
-// Started by an ordinary user it remains that user for the host, whose ID is
+// Started by an ordinary user, or by a root that is not the host's, it remains that user for the host, whose ID is
 // the only one in its user namespace, and has no capability.
 //
 // Started by root without shares it becomes c.User, an ID that nobody else has,
@@ -44,7 +44,7 @@ const (
 )
 
 func identify(c *Config) identity {
-	if os.Geteuid() != 0 {
+	if !privileged() {
 		return identity{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 	}
 	id := identity{root: true, uid: c.User, gid: c.User}
@@ -59,6 +59,26 @@ func identify(c *Config) identity {
 		}
 	}
 	return id
+}
+
+// privileged reports whether this process is root of the host with what the
+// privileged way needs. Root of a container or of a user namespace goes the way of
+// ordinary users.
+func privileged() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if f := strings.Fields(string(b)); err != nil || len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295" {
+		return false
+	}
+	var caps [2]unix.CapUserData
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&head, &caps[0]); err != nil {
+		return false
+	}
+	const want = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_MKNOD | 1<<unix.CAP_CHOWN
+	return caps[0].Effective&want == want
 }
 
 // mapSelf maps the own user from inside the user namespace, the only mapping

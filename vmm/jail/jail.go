@@ -318,11 +318,14 @@ func sortedKeys(m map[string]string) []string {
 func explain(err error) error {
 	var step *launch.StepError
 	switch {
-	case errors.Is(err, unix.EUSERS), errors.Is(err, unix.ENOSPC):
+	case !errors.As(err, &step) && (errors.Is(err, unix.EUSERS) || errors.Is(err, unix.ENOSPC)):
 		return fmt.Errorf("%w: no further user namespace is allowed (raise /proc/sys/user/max_user_namespaces): %w", ErrUnsupported, err)
 	case !errors.As(err, &step) && errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: user namespaces are switched off for ordinary users "+
 			"(sysctl kernel.unprivileged_userns_clone=1, or run as root; inside a container its seccomp profile must allow clone3): %w", ErrUnsupported, err)
+	case errors.As(err, &step) && step.Step == "mount proc" && errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: shares need a /proc of the jail's own, which is refused where parts of the surrounding one are hidden, "+
+			"as in most containers (run that container with an unmasked /proc): %w", ErrUnsupported, err)
 	case errors.As(err, &step) && errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w: it needs Linux 5.12 or newer: %w", ErrUnsupported, err)
 	case errors.As(err, &step) && !step.Exec && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)):

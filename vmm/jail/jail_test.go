@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -490,5 +491,86 @@ func BenchmarkStart(b *testing.B) {
 				b.StartTimer()
 			}
 		})
+	}
+}
+
+// inNamespace runs one test of this binary as root of a user namespace.
+func inNamespace(t *testing.T, test string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self, "-test.run=^"+test+"$", "-test.v")
+	cmd.Env = append(os.Environ(), nestedVar+"=1", "MANIS_TEST_SECOND_RUN=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
+		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
+	}
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, unix.EPERM) {
+		t.Skip("this host has no user namespaces for ordinary users")
+	}
+	if err != nil || !strings.Contains(string(out), "--- PASS: "+test) {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// nestedVar marks a test that runs as root of a user namespace.
+const nestedVar = "MANIS_TEST_NESTED"
+
+// TestNested starts a jail as the root of a user namespace, who is not the
+// host's root and has no other user to offer.
+func TestNested(t *testing.T) {
+	if os.Getenv(nestedVar) == "" {
+		inNamespace(t, t.Name())
+		return
+	}
+	compare(t, inside(t, nil), with(map[string]string{"uid": "0", "capabilities": "0", "setuid": "EPERM"}))
+	p := waiting(t, nil)
+	if _, err := p.Verify(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestNoNamespaces starts a jail where the host permits no user namespace.
+func TestNoNamespaces(t *testing.T) {
+	if os.Getenv(nestedVar) == "" {
+		inNamespace(t, t.Name())
+		return
+	}
+	if err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0); err != nil {
+		t.Fatal(err)
+	}
+	cat, err := jail.FindClosure("/bin/cat", nil)
+	if err != nil {
+		t.Skip(err)
+	}
+	p, err := jail.Start(jail.Config{Closure: cat, Dir: t.TempDir()})
+	if err == nil {
+		p.Release()
+		t.Fatal("started")
+	}
+	if !errors.Is(err, jail.ErrUnsupported) || !strings.Contains(err.Error(), "max_user_namespaces") {
+		t.Errorf("error %q, want ErrUnsupported and what to do", err)
+	}
+}
+
+// TestShareOfEverything shares the host's root directory, in which the jail's
+// own mount point lies.
+func TestShareOfEverything(t *testing.T) {
+	p := waiting(t, func(c *jail.Config) {
+		c.Shares = []jail.Share{{Name: "s", Entries: []jail.Entry{{Name: "host", Host: "/", ReadOnly: true}}}}
+	})
+	if _, err := p.Verify(); err != nil {
+		t.Error(err)
+	}
+	inside := fmt.Sprintf("/proc/%d/root/shares/s/host", p.PID)
+	if _, err := os.Stat(inside + "/etc/passwd"); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(inside+t.TempDir()+"/new", nil, 0o600); !errors.Is(err, unix.EROFS) {
+		t.Errorf("writing through the share: %v, want a read-only file system", err)
 	}
 }
