@@ -41,6 +41,18 @@ type Info struct {
 	Start []Phase `json:"start"`
 }
 
+// Memory is what a VM takes of the host's memory, in bytes. Pages that several
+// processes share, like those of the monitor's program, count in equal parts (PSS).
+type Memory struct {
+	// Guest is the part of the guest's RAM that it has touched.
+	Guest uint64 `json:"guest"`
+	// Private is the monitor's own memory: what one more VM costs.
+	Private uint64 `json:"private"`
+	// Cached are the monitor's clean pages of files, its program, libraries and
+	// the guest's kernel among them, which the host drops when it needs memory.
+	Cached uint64 `json:"cached"`
+}
+
 // Confinement is one fact about the monitor's jail.
 type Confinement struct {
 	Name string `json:"name"`

@@ -72,4 +72,7 @@ type VM interface {
 	Kill() error
 	// Info describes the running VM for people.
 	Info() Info
+	// Memory says what the VM takes of the host's memory at this moment. It
+	// costs the host milliseconds. After the end it returns ErrEnded.
+	Memory() (Memory, error)
 }

@@ -336,6 +336,20 @@ func (v *machine) release() (err error) {
 	return err
 }
 
+func (v *machine) Memory() (vmm.Memory, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", v.process.PID))
+	if err != nil {
+		select {
+		case <-v.done:
+			return vmm.Memory{}, vmm.ErrEnded
+		default:
+			return vmm.Memory{}, fmt.Errorf("read QEMU's memory: %w", err)
+		}
+	}
+	defer f.Close()
+	return readMaps(f)
+}
+
 func (v *machine) Info() vmm.Info {
 	v.mu.Lock()
 	defer v.mu.Unlock()

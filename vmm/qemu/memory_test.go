@@ -1,63 +1,37 @@
 package qemu
 
 import (
-	"os"
-	"path/filepath"
+	"strings"
 	"testing"
 
-	"manis/host/memo"
+	"manis/vmm"
 )
 
-func TestDriverRemembers(t *testing.T) {
-	dir := filepath.Join(t.TempDir(), "cache")
-	first := &Driver{Cache: dir}
-	if err := first.Prepare(); err != nil {
-		t.Skip(err)
-	}
-	path := memo.Path(dir, subject)
-	before, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second := &Driver{Cache: dir}
-	if err := second.Prepare(); err != nil {
-		t.Fatal(err)
-	}
-	if second.tscKHz != first.tscKHz || len(second.install.Closure.Libraries) != len(first.install.Closure.Libraries) {
-		t.Error("it remembers something else")
-	}
-	after, err := os.Stat(path)
-	if err != nil || !os.SameFile(before, after) {
-		t.Errorf("nothing new was found, yet the file was written again (%v)", err)
-	}
-	for name, content := range map[string]string{
-		"damaged":   "{",
-		"foreign":   `["a"]`,
-		"outdated":  `{"program":"/other 1 2 3 4","loader":"x","closure":{"program":"/other"},"boot":"x","tsc_khz":1}`,
-		"no object": "null",
+const smaps = `7f0000000000-7f0010000000 rw-s 00000000 00:01 5 /memfd:memory-backend-memfd (deleted)
+Size:             262144 kB
+Pss:               40000 kB
+Private_Dirty:     39000 kB
+7f0010000000-7f0012000000 rwxp 00000000 00:00 0
+Pss:               16000 kB
+Private_Dirty:     16000 kB
+VmFlags: rd wr ex
+55ee20ee5000-55ee21ee5000 r-xp 00000000 fe:00 77 /usr/bin/qemu-system-x86_64
+Pss:                3000 kB
+Private_Dirty:         0 kB
+`
+
+func TestReadMaps(t *testing.T) {
+	for name, c := range map[string]struct {
+		in   string
+		want vmm.Memory
+	}{
+		"nothing":    {"", vmm.Memory{}},
+		"a QEMU":     {smaps, vmm.Memory{Guest: 40000 << 10, Private: 16000 << 10, Cached: 3000 << 10}},
+		"no numbers": {"a-b rw-p 0 0:0 0\nPss: x kB\nPrivate_Dirty: 99999999999999999999 kB\n", vmm.Memory{}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
-				t.Fatal(err)
-			}
-			d := &Driver{Cache: dir}
-			if err := d.Prepare(); err != nil {
-				t.Fatal(err)
-			}
-			if d.install.Closure.Program != first.install.Closure.Program || d.tscKHz == 1 {
-				t.Errorf("it took %q for true: %+v", content, d.install.Closure)
-			}
-		})
-	}
-}
-
-func BenchmarkPrepare(b *testing.B) {
-	for name, dir := range map[string]string{"anew": "", "remembered": b.TempDir()} {
-		b.Run(name, func(b *testing.B) {
-			for b.Loop() {
-				if err := (&Driver{Cache: dir}).Prepare(); err != nil {
-					b.Skip(err)
-				}
+			if got, err := readMaps(strings.NewReader(c.in)); err != nil || got != c.want {
+				t.Errorf("%+v, %v; want %+v", got, err, c.want)
 			}
 		})
 	}

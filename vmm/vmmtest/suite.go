@@ -204,8 +204,21 @@ func (s suite) devices(t *testing.T) {
 			t.Errorf("incomplete: %+v", info)
 		}
 	})
+	t.Run("memory", func(t *testing.T) {
+		m, err := v.Memory()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("guest %d MiB, private %d MiB, cached %d MiB", m.Guest>>20, m.Private>>20, m.Cached>>20)
+		if m.Guest < 8<<20 || m.Guest > c.MemoryBytes || m.Private == 0 {
+			t.Errorf("%+v of a guest with %d bytes", m, c.MemoryBytes)
+		}
+	})
 	if err := v.Kill(); err != nil {
 		t.Error(err)
+	}
+	if _, err := v.Memory(); !errors.Is(err, vmm.ErrEnded) {
+		t.Errorf("memory after the end: %v, want ErrEnded", err)
 	}
 	if e := v.Exit(); e.Reason != vmm.Killed {
 		t.Errorf("exit %+v, want killed", e)
