@@ -46,7 +46,7 @@ type Options struct {
 	TempDir string
 	// UUID of the file system.
 	UUID [16]byte
-	// CacheBytes bounds the metadata kept in memory; 0 means 48 MiB. The name
+	// CacheBytes bounds the metadata kept in memory; 0 means 32 MiB. The name
 	// index comes on top, with 6 to 11 bytes an entry.
 	CacheBytes int
 }
@@ -106,7 +106,7 @@ type Builder struct {
 // and writing. The file stays the caller's; Close frees all else.
 func NewBuilder(file *os.File, opts Options) (*Builder, error) {
 	if opts.CacheBytes == 0 {
-		opts.CacheBytes = 48 << 20
+		opts.CacheBytes = 32 << 20
 	}
 	b := &Builder{
 		opts: opts, file: file,

@@ -12,10 +12,10 @@ import (
 	"io"
 	"sync"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"manis/image/fault"
+	"manis/image/inflate"
 )
 
 // maxZstdWindow bounds what a zstd frame may ask a decoder to remember: 32 MiB
@@ -70,11 +70,11 @@ func Decompress(r io.Reader) (io.ReadCloser, error) {
 	}
 	switch kind {
 	case Gzip:
-		z, err := gzip.NewReader(br)
+		z, err := inflate.NewReader(br)
 		if err != nil {
 			return nil, explain(err)
 		}
-		return newReadAhead(z, func() { z.Close() }), nil
+		return newReadAhead(z, func() {}), nil
 	case Zstd:
 		z, err := zstd.NewReader(br, zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
@@ -95,8 +95,8 @@ func explain(err error) error {
 		return fmt.Errorf("compressed data ends too early: %w", fault.ErrTruncated)
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return fmt.Errorf("zstd window larger than %d MiB: %w", maxZstdWindow>>20, fault.ErrLimit)
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
-		return fmt.Errorf("gzip data is damaged (%v): %w", err, fault.ErrInvalid)
+	case errors.Is(err, inflate.ErrChecksum), errors.Is(err, inflate.ErrHeader), errors.Is(err, inflate.ErrCorrupt):
+		return fmt.Errorf("%w: %w", err, fault.ErrInvalid)
 	}
 	return fmt.Errorf("decompress: %w", err)
 }
