@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -58,8 +56,8 @@ type removal struct{ force, volumes bool }
 // errRemoving: somebody else is at it.
 var errRemoving = errors.New("removal is already in progress")
 
-// remove deletes a container, by force also a running one. Of two that remove
-// one container at the same time, one does and the other fails.
+// remove deletes a container, by force also a running one. Of those that remove
+// one container at the same time, one does and the others find it gone.
 func (a *app) remove(ctx context.Context, c *container.Container, how removal) error {
 	places, err := a.places()
 	if err != nil {
@@ -69,7 +67,8 @@ func (a *app) remove(ctx context.Context, c *container.Container, how removal) e
 	if err != nil {
 		return err
 	}
-	for attempt := 0; ; attempt++ {
+	began, ended := time.Now(), false
+	for {
 		lock, err := c.Lock()
 		switch {
 		case err == nil:
@@ -78,16 +77,17 @@ func (a *app) remove(ctx context.Context, c *container.Container, how removal) e
 				return err
 			}
 			return monitor.Remove(places, c, cfg, lock, how.volumes)
-		case errors.Is(err, container.ErrNotFound) && attempt > 0 && cfg.AutoRemove:
+		case errors.Is(err, container.ErrNotFound) && ended && cfg.AutoRemove:
 			return nil // its monitor removed it when it ended
 		case !errors.Is(err, container.ErrRunning):
 			return err
-		case attempt >= 3:
+		case time.Since(began) > cleanupTime:
 			return fmt.Errorf("container %s: %w", c.ID[:12], errRemoving)
 		case how.force:
 			if err := a.end(ctx, c); err != nil {
 				return err
 			}
+			ended = true
 			continue
 		}
 		st, err := c.State()
@@ -127,35 +127,11 @@ func (a *app) end(ctx context.Context, c *container.Container) error {
 func (a *app) outlive(ctx context.Context, c *container.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
 	defer cancel()
-	f, err := os.Open(filepath.Join(c.Dir(), "lock"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	err := c.AwaitRelease(ctx)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("container %s: %w, or its monitor does not end (manis inspect shows its process id)", c.ID[:12], errRemoving)
 	}
-	if err != nil {
-		return fmt.Errorf("container %s: %w", c.ID[:12], err)
-	}
-	free := make(chan error, 1)
-	go func() {
-		// Nothing but the lock itself wakes this up. When the lock never comes, it
-		// ends with this process, which is then about to fail.
-		defer f.Close()
-		for {
-			err := unix.Flock(int(f.Fd()), unix.LOCK_SH)
-			if err != unix.EINTR {
-				free <- err
-				return
-			}
-		}
-	}()
-	select {
-	case err := <-free:
-		return err
-	case <-ctx.Done():
-		if ctx.Err() == context.DeadlineExceeded {
-			return fmt.Errorf("container %s: %w, or its monitor does not end (manis inspect shows its process id)", c.ID[:12], errRemoving)
-		}
-		return context.Cause(ctx)
-	}
+	return err
 }
 
 // sweep removes what killed processes left behind: half-made directories, and

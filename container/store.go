@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 
@@ -31,7 +33,7 @@ var (
 //
 //	ID/config.json   Config, replaced as a whole
 //	ID/state.json    State, replaced as a whole, written by the lock's holder
-//	ID/lock          flock held by the monitor for its life
+//	ID/lock          held by the monitor for its life
 //	ID/...           the monitor's files: logs, scratch disk
 //	lock             flock held while names are given or taken
 type Store struct {
@@ -284,17 +286,20 @@ func (c *Container) SetState(s *State) error {
 // Lock takes the container for its monitor, or for its removal. It fails
 // with ErrRunning when it is taken. The lock ends with the file's closing or the
 // process; the file must not be inherited by a child.
+//
+// It is a lock of an open file description (fcntl), not flock's: whether it is taken
+// can be asked without taking it, so who only looks gets in nobody's way.
 func (c *Container) Lock() (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(c.Dir(), "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(c.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %s", ErrNotFound, c.ID[:12])
 		}
 		return nil, fmt.Errorf("lock container %s: %w", c.ID[:12], err)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := exclude(f); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
 			return nil, fmt.Errorf("container %s: %w", c.ID[:12], ErrRunning)
 		}
 		return nil, fmt.Errorf("lock container %s: %w", c.ID[:12], err)
@@ -307,18 +312,68 @@ func (c *Container) Lock() (*os.File, error) {
 	return f, nil
 }
 
+func (c *Container) lockPath() string { return filepath.Join(c.Dir(), "lock") }
+
+// exclude takes the lock for writing, or fails with EAGAIN. Those who have waited in
+// AwaitRelease hold it for reading, for an instant: that is waited for.
+func exclude(f *os.File) error {
+	for {
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
+			return err
+		}
+		holder := unix.Flock_t{Type: unix.F_WRLCK}
+		if unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder) != nil || holder.Type == unix.F_WRLCK {
+			return err
+		}
+		runtime.Gosched()
+	}
+}
+
 // Monitored reports whether a process holds the lock.
 func (c *Container) Monitored() bool {
-	f, err := os.Open(filepath.Join(c.Dir(), "lock"))
+	f, err := os.Open(c.lockPath())
 	if err != nil {
 		return false
 	}
 	defer f.Close()
-	// A shared lock for an instant: two that look at once do not see each other.
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		return true
+	holder := unix.Flock_t{Type: unix.F_RDLCK}
+	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder) == nil && holder.Type == unix.F_WRLCK
+}
+
+// AwaitRelease waits until nobody holds the lock, which may be taken again at once. A
+// container that is gone is not held.
+func (c *Container) AwaitRelease(ctx context.Context) error {
+	f, err := os.Open(c.lockPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
-	return false
+	if err != nil {
+		return fmt.Errorf("container %s: %w", c.ID[:12], err)
+	}
+	free := make(chan error, 1)
+	go func() {
+		// Nothing but the lock itself wakes this up. When the lock never comes, it
+		// ends with this process, which is then about to fail.
+		for {
+			err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLKW, &unix.Flock_t{Type: unix.F_RDLCK})
+			if errors.Is(err, unix.EINTR) {
+				continue
+			}
+			f.Close()
+			if err != nil {
+				err = fmt.Errorf("wait for the lock of container %s: %w", c.ID[:12], err)
+			}
+			free <- err
+			return
+		}
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Remove deletes a container whose lock the caller holds.

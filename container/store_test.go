@@ -1,6 +1,7 @@
 package container_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -118,6 +119,69 @@ func TestStateWithoutMonitorIsDead(t *testing.T) {
 	st, err := c.State()
 	if err != nil || st.Status != container.Dead || st.ExitCode != 137 || st.Error == "" || st.VMPID != 0 {
 		t.Errorf("state without a monitor: %+v, %v", st, err)
+	}
+}
+
+// However many look whether a container is monitored, or wait for its end, a lock that is free
+// is had.
+func TestWhoLooksIsInNobodysWay(t *testing.T) {
+	s := open(t)
+	c := create(t, s, "", "web")
+	stop := make(chan struct{})
+	var lookers sync.WaitGroup
+	for i := range 8 {
+		lookers.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if i%2 == 0 {
+					c.Monitored()
+				} else if err := c.AwaitRelease(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 500 {
+		lock, err := c.Lock()
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if !c.Monitored() {
+			t.Error("not monitored while it is locked")
+		}
+		lock.Close()
+	}
+	close(stop)
+	lookers.Wait()
+}
+
+func TestAwaitRelease(t *testing.T) {
+	s := open(t)
+	c := create(t, s, "", "web")
+	lock, err := c.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.AwaitRelease(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a wait that was given up: %v", err)
+	}
+	done := make(chan error)
+	go func() { done <- c.AwaitRelease(t.Context()) }()
+	if err := c.Remove(lock); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("a wait that a removal ends: %v", err)
+	}
+	if err := c.AwaitRelease(t.Context()); err != nil {
+		t.Errorf("a wait for what is gone: %v", err)
 	}
 }
 
