@@ -90,6 +90,8 @@ func Append(ctx context.Context, file *os.File, dataSize int64, salt []byte, job
 func hashLevel(ctx context.Context, file *os.File, from, blocks, to int64, salt []byte, jobs int) error {
 	groups := (blocks + group - 1) / group
 	var next atomic.Int64
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	errs := make([]error, max(1, min(jobs, int(min(groups, 64)))))
 	var wg sync.WaitGroup
 	for i := range errs {
@@ -102,18 +104,25 @@ func hashLevel(ctx context.Context, file *os.File, from, blocks, to int64, salt 
 				if g >= groups {
 					return
 				}
-				if errs[i] = ctx.Err(); errs[i] != nil {
+				if ctx.Err() != nil {
+					errs[i] = context.Cause(ctx) // another worker's error, or the caller's wish
 					return
 				}
 				n := min(group, blocks-g*group)
 				if errs[i] = hashGroup(file, h, in[:n*BlockSize], out, from+g*group*BlockSize, to+g*group*sha256.Size); errs[i] != nil {
+					cancel(errs[i])
 					return
 				}
 			}
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func hashGroup(file *os.File, h *hasher, in, out []byte, from, to int64) error {
