@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -361,6 +362,48 @@ func TestGuestThatDoesNotRead(t *testing.T) {
 	}
 }
 
+// Many connections on which the guest sends and nobody receives: the guest is held back, and what the stack
+// keeps for it stays within what limits.go says.
+func TestMemoryOfManyConnections(t *testing.T) {
+	const connections, each = 200, 4 << 20
+	s, g := boot(t, Config{AllowHostLoopback: true})
+	// The guest of this test lives in the same memory: it keeps little itself.
+	small := tcpip.TCPSendBufferSizeRangeOption{Min: 4 << 10, Default: 16 << 10, Max: 16 << 10}
+	if err := g.stack.SetTransportProtocolOption(header.TCPProtocolNumber, &small); err != nil {
+		t.Fatal(err)
+	}
+	at, l, _ := outside(t, "tcp", s.Guest().Gateway4)
+	heap := func() int64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse)
+	}
+	before := heap()
+	data := make([]byte, each)
+	var senders sync.WaitGroup
+	for range connections {
+		c := g.mustDial(at)
+		h, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close()
+		h.(*net.TCPConn).SetReadBuffer(4 << 10)
+		c.SetDeadline(time.Now().Add(3 * time.Second))
+		senders.Go(func() {
+			defer c.Close()
+			c.Write(data) // until the deadline
+		})
+	}
+	senders.Wait()
+	grown := heap() - before
+	t.Logf("%d MiB for %d connections that offer %d MiB", grown>>20, connections, connections*each>>20)
+	if grown > 160<<20 {
+		t.Errorf("the heap has grown by %d MiB", grown>>20)
+	}
+}
+
 // The same with a VM that does not take frames at all.
 func TestCardThatDoesNotRead(t *testing.T) {
 	s := newStack(t, Config{Publish: []PortMapping{{HostIP: loopbackOf("IPv4"), GuestPort: 9, Proto: UDP}}})
@@ -519,9 +562,13 @@ func TestNextVM(t *testing.T) {
 		echoTCP(l)
 	}()
 	first := connect(t, s)
-	first.mustDial(at)
+	c1 := first.mustDial(at)
 	host := <-accepted
 	defer host.Close()
+	c1.Write([]byte("x"))
+	if _, err := io.ReadFull(host, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
 
 	ours, theirs := socketPair(t)
 	defer theirs.Close()

@@ -3,7 +3,7 @@ package network
 import "time"
 
 // What a hostile guest can use of the host is bounded by these. With all of them exhausted at once the
-// stack holds in the order of 200 MB; an idle one holds less than 2 MB.
+// stack holds in the order of 250 MB; an idle one holds less than 2 MB.
 const (
 	// DefaultMaxConnections is the bound of TCP connections, see Config.MaxConnections. Each costs one file
 	// descriptor, two goroutines and its buffers.
