@@ -68,7 +68,7 @@ func verityTable(dev string, v *api.Verity) (string, uint64, error) {
 	u := func(n uint64) string { return strconv.FormatUint(n, 10) }
 	line := strings.Join([]string{
 		"1", dev, dev, u(uint64(v.DataBlockBytes)), u(uint64(v.HashBlockBytes)), u(v.DataBlocks),
-		u(v.HashOffset / uint64(v.HashBlockBytes)), "sha256", v.RootHash, salt,
+		u(v.HashOffset / uint64(v.HashBlockBytes)), verityHash(), v.RootHash, salt,
 	}, " ")
 	return line, v.DataBlocks * uint64(v.DataBlockBytes/512), nil
 }
