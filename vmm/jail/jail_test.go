@@ -407,14 +407,15 @@ func TestVerifyFindsGaps(t *testing.T) {
 
 func TestGroup(t *testing.T) {
 	name := fmt.Sprintf("manis-test-%d", os.Getpid())
-	p := waiting(t, func(c *jail.Config) {
-		c.Group = jail.GroupConfig{Path: "/" + name + "/inner", MemoryBytes: 64 << 20, PIDs: 10}
-	})
 	t.Cleanup(func() {
-		// The inner group is the jail's to remove, the outer one is ours.
+		// The inner group is the jail's to remove, the outer one is ours, and
+		// comes last: cleanups run backwards.
 		for _, dir := range []string{"", "memory/", "pids/"} {
 			unix.Rmdir("/sys/fs/cgroup/" + dir + name)
 		}
+	})
+	p := waiting(t, func(c *jail.Config) {
+		c.Group = jail.GroupConfig{Path: "/" + name + "/inner", MemoryBytes: 64 << 20, PIDs: 10}
 	})
 	facts, err := p.Verify()
 	if err != nil {
