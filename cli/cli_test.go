@@ -486,8 +486,16 @@ func TestSweepRemovesTheDead(t *testing.T) {
 		cfg.AutoRemove = true
 		st.Status = container.Running // but nobody monitors it
 	})
-	b.made("waiting", func(cfg *container.Config, _ *container.State) { cfg.AutoRemove = true })
-	if out := b.ok("ps", "-a", "--format", "{{.Names}}"); out != "waiting\n" {
+	remove := func(cfg *container.Config, _ *container.State) { cfg.AutoRemove = true }
+	b.made("waiting", remove)
+	// Killed while its machine booted: the state still says created.
+	check(t, os.MkdirAll(b.made("unborn", remove).RunDir(), 0o700))
+	booting := b.made("booting", remove)
+	lock, err := booting.Lock()
+	check(t, err)
+	defer lock.Close()
+	check(t, os.MkdirAll(booting.RunDir(), 0o700))
+	if out := b.ok("ps", "-a", "--format", "{{.Names}}"); out != "booting\nwaiting\n" {
 		t.Errorf("got %q", out)
 	}
 }

@@ -152,10 +152,22 @@ func (a *app) sweep(ctx context.Context) {
 		if err != nil || !cfg.AutoRemove {
 			continue
 		}
-		st, err := c.State()
-		if err != nil || st.Status != container.Dead && st.Status != container.Exited {
-			continue
+		if orphaned(c) {
+			a.remove(ctx, c, removal{volumes: true})
 		}
-		a.remove(ctx, c, removal{volumes: true})
 	}
+}
+
+// orphaned reports whether a container of --rm has had a monitor that was killed
+// before it could remove it. One that only waits for its start is none.
+func orphaned(c *container.Container) bool {
+	// A monitor makes this directory once it holds the lock, and removes it
+	// before it lets go: in this order, what is there without a lock is left over.
+	_, err := os.Stat(c.RunDir())
+	left := err == nil && !c.Monitored()
+	st, err := c.State()
+	if err != nil {
+		return false
+	}
+	return left || st.Status == container.Dead || st.Status == container.Exited && !c.Monitored()
 }
