@@ -146,13 +146,18 @@ func (p *bpfProgram) rule(r *api.DeviceRule) (all bool, err error) {
 	return len(skips) == 0, nil
 }
 
-// bpf is bpf(2).
+// bpf is bpf(2). The verifier gives up with EAGAIN when a signal is pending, such
+// as the Go runtime's own for preemption: then it is asked again.
 func bpf(command int, attr []byte) (int, error) {
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(unsafe.Pointer(&attr[0])), uintptr(len(attr)))
-	if errno != 0 {
-		return -1, errno
+	for tries := 0; ; tries++ {
+		fd, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(command), uintptr(unsafe.Pointer(&attr[0])), uintptr(len(attr)))
+		if errno == 0 {
+			return int(fd), nil
+		}
+		if errno != unix.EAGAIN || tries == 100 {
+			return -1, errno
+		}
 	}
-	return int(fd), nil
 }
 
 // load gives the program to the kernel.
