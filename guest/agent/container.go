@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"runtime"
 	"sync"
 
@@ -287,6 +288,11 @@ func (c *container) build(t *tracer) error {
 // mount point was made in it.
 func (c *container) finishRoot() error {
 	if c.request.Rootfs.Readonly {
+		// The last chance to make the working directory; that it could not be made
+		// is for entering it to say.
+		if cwd := c.request.Process.Cwd; path.IsAbs(cwd) {
+			makeDirs(path.Clean(cwd), 0o755)
+		}
 		if err := unix.MountSetattr(unix.AT_FDCWD, "/", 0, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 			return fmt.Errorf("make root read-only: %w", err)
 		}
