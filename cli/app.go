@@ -9,9 +9,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
 	"manis/container"
@@ -49,6 +51,9 @@ func Main(args []string) int {
 	if len(args) == 2 && args[0] == "monitor" {
 		return monitor.Main(ctx, args[1])
 	}
+	// The wire's library logs what nobody can help, like an answer that came when nobody
+	// waited any more. Errors that matter are returned.
+	log.L.Logger.SetOutput(io.Discard)
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	return a.run(ctx, args)
 }
