@@ -790,6 +790,17 @@ func TestReference(t *testing.T) {
 	}
 }
 
+// TestReferenceIsCurrent holds that docs/CLI.md is of these commands.
+func TestReferenceIsCurrent(t *testing.T) {
+	var want strings.Builder
+	new(app).reference(&want)
+	got, err := os.ReadFile("../docs/CLI.md")
+	check(t, err)
+	if string(got) != want.String() {
+		t.Error("docs/CLI.md is not of these commands: make docs writes it anew")
+	}
+}
+
 func TestPrintable(t *testing.T) {
 	if got := printable("a\x1b[31mb\nc\u0085ä"); got != "a?[31mb?c?ä" {
 		t.Errorf("got %q", got)
