@@ -224,10 +224,10 @@ func TestClashes(t *testing.T) {
 		w.fails(1, "already in use", "rename", "second", "first")
 	})
 	t.Run("port of another program", func(t *testing.T) {
-		w.in(t).fails(125, taken+"/tcp failed: port is already allocated", "run", "--rm", "-p", "127.0.0.1:"+taken+":80", "box", "true")
+		w.in(t).fails(125, "bind for 127.0.0.1:"+taken+" failed: port is already allocated", "run", "--rm", "-p", "127.0.0.1:"+taken+":80", "box", "true")
 	})
 	t.Run("port of another container", func(t *testing.T) {
-		w.in(t).fails(125, port+"/tcp failed: port is already allocated", "run", "--rm", "-p", port+":80", "box", "true")
+		w.in(t).fails(125, port+" failed: port is already allocated", "run", "--rm", "-p", port+":80", "box", "true")
 	})
 	t.Run("port without an address", func(t *testing.T) {
 		_, number, _ := strings.Cut(port, ":")
