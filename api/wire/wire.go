@@ -63,7 +63,7 @@ type Client struct {
 // NewClient starts the session on conn, which it owns from now on. It does not
 // wait for the other side: what is sent before an agent listens is kept by the VMM.
 func NewClient(conn io.ReadWriteCloser) (*Client, error) {
-	mux, err := yamux.Client(conn, config())
+	mux, err := yamux.Client(&frames{ReadWriteCloser: conn}, config())
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start session: %w", err)
@@ -128,7 +128,7 @@ type Server struct {
 
 // NewServer starts the answering end on conn, which it owns from now on.
 func NewServer(conn io.ReadWriteCloser) (*Server, error) {
-	mux, err := yamux.Server(conn, config())
+	mux, err := yamux.Server(&frames{ReadWriteCloser: conn}, config())
 	if err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}

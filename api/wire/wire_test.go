@@ -206,3 +206,66 @@ func TestDiscardedStreamsAreClosed(t *testing.T) {
 		})
 	}
 }
+
+// counted counts the writes of at least size bytes, and all of them.
+type counted struct {
+	net.Conn
+	all, big atomic.Int64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	c.all.Add(1)
+	if len(b) >= wire.MaxFrame {
+		c.big.Add(1)
+	}
+	return c.Conn.Write(b)
+}
+
+func TestFrameIsOneWrite(t *testing.T) {
+	here, there := net.Pipe()
+	conn := &counted{Conn: here}
+	server, err := wire.NewServer(there)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := wire.NewClient(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	services, err := ttrpc.NewServer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		server.Serve(context.Background(), services)
+	}()
+	stream, token, err := client.Stream()
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, err := server.Claim(t.Context(), token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const count = 5
+	before := conn.all.Load()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range count {
+			stream.Write(make([]byte, wire.MaxFrame))
+		}
+	}()
+	if _, err := io.ReadFull(in, make([]byte, count*wire.MaxFrame)); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	if all, big := conn.all.Load()-before, conn.big.Load(); big != count || all > count+2 {
+		t.Errorf("%d writes, %d of them whole frames; want %d", all, big, count)
+	}
+	client.Close()
+	<-served
+}

@@ -312,7 +312,7 @@ func copyInto(ctx context.Context, r *api.CopyInRequest, stream io.Reader) error
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 		return fail(codes.InvalidArgument, fmt.Errorf("%s is not a directory", r.Path))
 	}
-	t := &tarIn{dest: dest, request: r, buf: make([]byte, streamBuffer)}
+	t := &tarIn{dest: dest, request: r, buf: make([]byte, holeSize)}
 	in := tar.NewReader(stream)
 	for {
 		if err := ctx.Err(); err != nil {

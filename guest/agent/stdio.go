@@ -14,13 +14,14 @@ import (
 	"google.golang.org/grpc/codes"
 
 	api "manis/api/agent"
+	"manis/api/wire"
 )
 
 // claimTimeout bounds the wait for a stream that a request names.
 const claimTimeout = 30 * time.Second
 
-// streamBuffer is the size of one copy, bytes: what a pipe holds.
-const streamBuffer = 64 << 10
+// streamBuffer is the size of one copy, bytes.
+const streamBuffer = wire.MaxFrame
 
 // drainGrace is how long after the end of a process its output is still awaited
 // from children that have inherited it.

@@ -75,7 +75,7 @@ func TestBigPipeArrivesIntact(t *testing.T) {
 	p := command("cat")
 	p.Stdout = token
 	_, proc := m.start(t, p, nil)
-	start := time.Now()
+	start, cpu := time.Now(), m.cpu()
 	go func() {
 		defer proc.stdin.Close()
 		source := rand.New(rand.NewPCG(1, 2))
@@ -99,7 +99,7 @@ func TestBigPipeArrivesIntact(t *testing.T) {
 	if !bytes.Equal(in.Sum(nil), out.Sum(nil)) {
 		t.Error("the bytes arrived changed")
 	}
-	t.Logf("%d MiB in and out in %v", size>>20, time.Since(start).Round(time.Millisecond))
+	t.Logf("%d MiB in and out in %v, %v of QEMU's CPU", size>>20, time.Since(start).Round(time.Millisecond), m.cpu()-cpu)
 	proc.wait()
 }
 
