@@ -169,7 +169,9 @@ func mountShare(tag string) error {
 	if err := unix.Mkdir(dir, 0o755); err != nil && err != unix.EEXIST {
 		return fmt.Errorf("make directory %s: %w", dir, err)
 	}
-	err := unix.Mount(tag, dir, "9p", 0, "trans=virtio,version=9p2000.L,access=client,cache=none,msize="+shareMsize)
+	// Reads and writes are not cached, so that both sides see each other's changes at
+	// once; only what a program maps into its memory is, since databases need that.
+	err := unix.Mount(tag, dir, "9p", 0, "trans=virtio,version=9p2000.L,access=client,cache=mmap,msize="+shareMsize)
 	if err != nil {
 		return fmt.Errorf("mount share %q (does the VM have such a 9p export?): %w", tag, err)
 	}
