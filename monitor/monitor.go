@@ -282,9 +282,13 @@ func (m *Monitor) remove(lock *os.File) {
 }
 
 // Remove deletes a container that does not run and that the caller has locked:
-// its claims on the image and on volumes, with volumes its anonymous volumes too,
-// and its directory.
+// its directory, its claims on the image and on volumes, and with volumes its
+// anonymous volumes too. The directory goes first, which makes room where the disk is
+// full; claims of a container that is gone count for nothing.
 func Remove(places *place.Places, c *container.Container, cfg *container.Config, lock *os.File, volumes bool) error {
+	if err := c.Remove(lock); err != nil {
+		return err
+	}
 	var errs []error
 	ctx := context.Background()
 	if store, err := storage.OpenVolumes(ctx, places.Volumes()); err == nil {
@@ -309,7 +313,6 @@ func Remove(places *place.Places, c *container.Container, cfg *container.Config,
 	} else {
 		errs = append(errs, err)
 	}
-	errs = append(errs, c.Remove(lock))
 	return errors.Join(errs...)
 }
 
