@@ -143,7 +143,14 @@ func (s *logStream) Close() error {
 	return s.log.flush()
 }
 
+// lineOverhead is what the format adds to a line, about, in bytes.
+const lineOverhead = 80
+
 func (l *logFile) append(stream string, line []byte, now time.Time) {
+	if l.size+int64(len(l.buf)+len(line)+lineOverhead) > l.maxBytes {
+		// The next write begins a new file; an error shows at its end.
+		l.flush()
+	}
 	l.buf = append(l.buf, `{"log":`...)
 	l.buf = appendString(l.buf, line)
 	l.buf = append(l.buf, `,"stream":"`...)
