@@ -72,7 +72,7 @@ func TestDetachAndAttach(t *testing.T) {
 	p.keys("\necho it is $V\n")
 	p.expect("it is remembered")
 	p.keys("\x10\x11") // the default keys
-	if r := p.wait(); r.code != 0 || !strings.Contains(r.stdout, "read escape sequence") {
+	if r := p.wait(); r.code != 0 {
 		t.Errorf("detach from attach: %s", r)
 	}
 	p = w.terminal("attach", "c")

@@ -95,7 +95,7 @@ func TestAttributeFlags(t *testing.T) {
 		{"umask", "cat /proc/1/status | grep Umask | cut -f2", "0027"},
 		{"environment", "echo $A $FROM_OUTSIDE $FROM_FILE $HOME", "b passed yes /from/file"},
 		{"host name", "cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname", "name\nexample.org"},
-		{"hosts", "grep -c 'name.example.org' /etc/hosts", "1"},
+		{"hosts", "grep -c 'name.example.org' /etc/hosts", "2"},
 		{"descriptors", "ulimit -Sn; ulimit -Hn", "99\n100"},
 		{"sysctl", "cat /proc/sys/net/ipv4/ip_forward", "1"},
 		{"shm size", "df -k /dev/shm | tail -1 | awk '{print $2}'", "2048"},
