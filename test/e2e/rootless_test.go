@@ -44,7 +44,7 @@ func TestRootless(t *testing.T) {
 			t.Error("QEMU runs as root")
 		}
 	})
-	t.Run("jail", func(t *testing.T) { checkJail(t, w.in(t), qemu) })
+	t.Run("jail", func(t *testing.T) { checkJail(t, w.in(t), qemu, noCapabilities) })
 	t.Run("volume keeps ownership", func(t *testing.T) {
 		w := w.in(t)
 		w.sh("c", "echo kept >/data/f && chown 33:34 /data/f && chmod 4750 /data/f")
