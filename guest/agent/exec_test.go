@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -240,17 +241,20 @@ func TestProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.stdout.await(t, "ready")
-	list, err := m.agent.Processes(deadline(t), &api.ContainerRef{Id: c.id})
-	if err != nil {
-		t.Fatal(err)
-	}
+	// "ready" comes from the shell: that it becomes a sleep may take a moment more.
+	var list *api.ProcessesResponse
 	var first, exec *api.ProcessInfo
-	for _, p := range list.Processes {
-		switch {
-		case p.Pid == 1:
-			first = p
-		case p.Command == "sleep 999":
-			exec = p
+	for end := time.Now().Add(30 * time.Second); exec == nil && time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if list, err = m.agent.Processes(deadline(t), &api.ContainerRef{Id: c.id}); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list.Processes {
+			switch {
+			case p.Pid == 1:
+				first = p
+			case p.Command == "sleep 999":
+				exec = p
+			}
 		}
 	}
 	if first == nil || first.Ppid != 0 || first.User != "root" || !strings.HasPrefix(first.Command, "sh -c") || first.StartedUnixNs == 0 {
