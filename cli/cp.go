@@ -208,19 +208,20 @@ func (c *copying) fetch(ctx context.Context, src string, use func(io.Reader) (in
 	if err != nil {
 		stream.SetDeadline(time.Unix(1, 0))
 		stream.Close()
-		// What the container's side says is the reason when it failed first.
+		// What the container's side says is the reason when it failed first. It is
+		// said once.
 		select {
 		case remote := <-answered:
 			if remote != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-				return n, remote
+				err = remote
 			}
 		default:
+			c.client.Close() // ends the request
+			<-answered
 		}
 		if ctx.Err() != nil {
 			return n, context.Cause(ctx)
 		}
-		c.client.Close() // ends the request
-		<-answered
 		return n, err
 	}
 	return n, <-answered
