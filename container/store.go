@@ -94,6 +94,11 @@ func (s *Store) Create(cfg *Config) (*Container, error) {
 	if err := writeJSON(filepath.Join(tmp, "state.json"), &State{Status: Created}); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
+	// Made here and never by Lock, which could make it anew in a directory that is
+	// being removed.
+	if err := os.WriteFile(filepath.Join(tmp, lockName), nil, 0o600); err != nil {
+		return nil, fmt.Errorf("create container: %w", err)
+	}
 	if err := os.Rename(tmp, filepath.Join(s.dir, cfg.ID)); err != nil {
 		return nil, fmt.Errorf("create container: %w", err)
 	}
@@ -290,7 +295,7 @@ func (c *Container) SetState(s *State) error {
 // It is a lock of an open file description (fcntl), not flock's: whether it is taken
 // can be asked without taking it, so who only looks gets in nobody's way.
 func (c *Container) Lock() (*os.File, error) {
-	f, err := os.OpenFile(c.lockPath(), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(c.lockPath(), os.O_RDWR, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %s", ErrNotFound, c.ID[:12])
@@ -312,7 +317,10 @@ func (c *Container) Lock() (*os.File, error) {
 	return f, nil
 }
 
-func (c *Container) lockPath() string { return filepath.Join(c.Dir(), "lock") }
+// lockName is the file in a container's directory whose lock its monitor holds.
+const lockName = "lock"
+
+func (c *Container) lockPath() string { return filepath.Join(c.Dir(), lockName) }
 
 // exclude takes the lock for writing, or fails with EAGAIN. Those who have waited in
 // AwaitRelease hold it for reading, for an instant: that is waited for.
