@@ -31,15 +31,22 @@ type nameServer struct {
 
 func startNameServer(t *testing.T, host string) *nameServer {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+	// One port for both protocols: what the one got may be somebody's of the other.
+	var pc net.PacketConn
+	l, err := net.Listener(nil), error(nil)
+	for range 20 {
+		if pc, err = net.ListenPacket("udp", net.JoinHostPort(host, "0")); err != nil {
+			t.Fatal(err)
+		}
+		if l, err = net.Listen("tcp", pc.LocalAddr().String()); err == nil {
+			break
+		}
+		pc.Close()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	n := &nameServer{t: t, addr: pc.LocalAddr().(*net.UDPAddr).AddrPort()}
-	l, err := net.Listen("tcp", n.addr.String())
-	if err != nil {
-		t.Fatal(err)
-	}
 	var work sync.WaitGroup
 	work.Go(func() {
 		buf := make([]byte, 64<<10)
