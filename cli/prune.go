@@ -163,7 +163,12 @@ func (a *app) pruneContainers(ctx context.Context, f pruneFlags) (int64, error) 
 	var reclaimed int64
 	for _, l := range all {
 		if l.st.Status.Live() || !until.IsZero() && !l.cfg.Created.Before(until) ||
-			!set.Labels("label", l.cfg.Labels) || !set.NoLabels("label!", l.cfg.Labels) || l.c.Monitored() {
+			!set.Labels("label", l.cfg.Labels) || !set.NoLabels("label!", l.cfg.Labels) {
+			continue
+		}
+		// The monitor of a container that has ended is about to go; that of one which
+		// has not been started yet is about to boot.
+		if l.c.Monitored() && (l.st.Status != container.Exited || a.outlive(ctx, l.c) != nil) {
 			continue
 		}
 		size := writtenBytes(l.c)
