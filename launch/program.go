@@ -367,6 +367,41 @@ func (p *Program) Seccomp(filter []byte, flags uint32) {
 	p.add("install seccomp filter", must, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, int(flags), b)
 }
 
+// SeccompNotify installs a filter, like Seccomp, whose SECCOMP_RET_USER_NOTIF asks
+// the reader of a listener (seccomp_unotify(2)), and sends that listener through
+// the Unix socket sock as SCM_RIGHTS with one byte. It must come after Files, and
+// before a filter that forbids sendmsg(2).
+func (p *Program) SeccompNotify(filter []byte, sock int) {
+	p.Seccomp(filter, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER)
+	if p.err != nil {
+		return
+	}
+	listener := p.slot()
+	p.steps[len(p.steps)-1].save = int8(listener) + 1
+	// The message is made before the number is known, so the listener gets a known one.
+	p.add("place listener", must, unix.SYS_DUP3, listener, listenerFD, unix.O_CLOEXEC)
+	p.Close(listener)
+	rights := unix.UnixRights(listenerFD)
+	payload := []byte{0}
+	p.keep = append(p.keep, rights, payload)
+	p.pin.Pin(&rights[0])
+	p.pin.Pin(&payload[0])
+	type message struct {
+		iov unix.Iovec
+		hdr unix.Msghdr
+	}
+	m := &message{iov: unix.Iovec{Base: &payload[0], Len: 1}}
+	p.pin.Pin(m)
+	m.hdr = unix.Msghdr{Iov: &m.iov, Iovlen: 1, Control: &rights[0], Controllen: uint64(len(rights))}
+	p.keep = append(p.keep, m)
+	p.add("send listener", must, unix.SYS_SENDMSG, sock, unsafe.Pointer(&m.hdr), 0)
+	p.Call("close listener", unix.SYS_CLOSE, listenerFD)
+}
+
+// listenerFD is where SeccompNotify places the listener for a moment: above every
+// descriptor that a child is given, below every limit.
+const listenerFD = 500
+
 // Exec ends the program by executing the first of paths that can be, as
 // execvp(3) does: a path that is not there or refused is passed over, any other
 // error is final. When none can, the error is EACCES if one of them was found but

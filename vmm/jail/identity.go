@@ -49,8 +49,8 @@ func identify(c *Config) identity {
 	}
 	id := identity{root: true, uid: c.User, gid: c.User}
 	for _, s := range c.Shares {
-		id.every, id.uid, id.gid = true, 0, 0
 		for _, e := range s.Entries {
+			id.every, id.uid, id.gid = true, 0, 0
 			if e.ReadOnly {
 				id.caps |= readFiles
 			} else {

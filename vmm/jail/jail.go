@@ -51,8 +51,14 @@ type Config struct {
 	Open bool
 }
 
-// File is a host file that the jail shows.
-type File struct{ Host, Inside string }
+// File is a host file that the jail shows, for reading only unless Writable is set.
+type File struct {
+	Host, Inside string
+	Writable     bool
+	// Lent lets the process open the file as if it could write to it, to map it
+	// privately, until StopLending.
+	Lent bool
+}
 
 // Share is a directory inside the jail that holds host directories and files.
 type Share struct {
@@ -86,6 +92,7 @@ type Process struct {
 	readOnly  map[string]bool
 	group     *group
 	groupless string // why there is no group
+	lender    *lender
 }
 
 // Start starts the process and returns when it executes the program.
@@ -101,6 +108,16 @@ func Start(c Config) (_ *Process, err error) {
 			j.group.remove()
 		}
 	}()
+	if lent := lentFiles(c.Files); len(lent) > 0 && !c.Open {
+		if j.lender, err = newLender(lent); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				j.lender.end()
+			}
+		}()
+	}
 	id := j.identity
 	p := new(launch.Program)
 	defer p.Release()
@@ -161,6 +178,13 @@ func Start(c Config) (_ *Process, err error) {
 	p.Files(fds)
 	env := []string(nil)
 	if !c.Open {
+		if j.lender != nil {
+			f, err := lendFilter()
+			if err != nil {
+				return nil, err
+			}
+			p.SeccompNotify(f, j.lender.sock[1])
+		}
 		f, err := filter()
 		if err != nil {
 			return nil, err
@@ -178,12 +202,27 @@ func Start(c Config) (_ *Process, err error) {
 		j.group.remove()
 		j.group = nil
 	}
+	if j.lender != nil {
+		if err := j.lender.begin(); err != nil {
+			j.Signal(unix.SIGKILL)
+			j.Process.Release()
+			return nil, err
+		}
+	}
 	return j, nil
+}
+
+// StopLending ends the answers to the process's opens: it has what it needs.
+func (j *Process) StopLending() {
+	if j.lender != nil {
+		j.lender.end()
+	}
 }
 
 // Release frees what belongs to the process, which must have ended.
 func (j *Process) Release() error {
 	j.Process.Release()
+	j.StopLending()
 	if j.group == nil {
 		return nil
 	}
@@ -211,6 +250,10 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 	}
 	r.file(c.Closure.Program, c.Closure.Program)
 	for _, f := range c.Files {
+		if f.Writable {
+			r.place(f.Inside) // mounted when all else is read-only
+			continue
+		}
 		r.file(f.Host, f.Inside)
 	}
 	for _, s := range c.Shares {
@@ -224,7 +267,7 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			}
 		}
 	}
-	if len(c.Shares) > 0 {
+	if hasEntries(c.Shares) {
 		// A 9p server reaches extended attributes through /proc/self/fd. Its
 		// own PID namespace shows it nobody but itself.
 		r.mkdir("/proc")
@@ -238,6 +281,14 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 		id.bindDevice(p)
 	}
 	j.entries, j.readOnly = r.top(), map[string]bool{}
+	for _, f := range c.Files {
+		if f.Writable {
+			target := r.relative(f.Inside)
+			j.readOnly[f.Inside] = false
+			p.Mount(f.Host, target, "", unix.MS_BIND, "")
+			setattr(p, target, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+		}
+	}
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {
 			inside := filepath.Join(SharesDir, s.Name, e.Name)
@@ -296,13 +347,22 @@ func (r *room) top() []string {
 }
 
 func (r *room) file(host, inside string) {
+	r.p.Mount(host, r.place(inside), "", unix.MS_BIND, "")
+}
+
+// place makes a mount point for a file.
+func (r *room) place(inside string) string {
 	r.mkdir(filepath.Dir(inside))
 	if filepath.Dir(inside) == "/" {
 		r.files = append(r.files, filepath.Base(inside))
 	}
 	target := r.relative(inside)
 	r.p.CreateFile(target, 0o444)
-	r.p.Mount(host, target, "", unix.MS_BIND, "")
+	return target
+}
+
+func hasEntries(shares []Share) bool {
+	return slices.ContainsFunc(shares, func(s Share) bool { return len(s.Entries) > 0 })
 }
 
 func sortedKeys(m map[string]string) []string {

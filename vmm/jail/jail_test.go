@@ -27,6 +27,10 @@ func TestMain(m *testing.M) {
 		probe()
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == borrowArg {
+		borrow()
+		return
+	}
 	os.Exit(vmmtest.Main(m))
 }
 
