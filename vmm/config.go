@@ -28,6 +28,14 @@ type Config struct {
 	Cmdline []string
 	// MemoryBytes is the guest's RAM, a multiple of 1 MiB.
 	MemoryBytes uint64
+	// MemoryFile is the path of an empty file that becomes the guest's RAM, so that
+	// the VM can be saved by Freeze. Empty: the RAM has no name.
+	MemoryFile string
+	// Frozen is a saved VM to go on with; Kernel, Initrd and Cmdline are then not used. Everything
+	// else that shapes the VM must be as it was when it was saved, in kind and order,
+	// see Fingerprint of the driver: only what is behind a disk, a share or the network
+	// interface differs. Nil: the VM boots.
+	Frozen *Frozen
 	// VCPUs is the number of virtual processors; 0 means 1.
 	VCPUs int
 	// Disks appear in the guest in this order, each found by its serial.
@@ -48,6 +56,16 @@ type Config struct {
 	Cgroup Cgroup
 	// Unjailed starts the monitor without confinement. It is for debugging and never a default.
 	Unjailed bool
+}
+
+// Frozen is a VM that Freeze has saved.
+type Frozen struct {
+	// Memory is the path of the guest's RAM. Its clones share its pages until they write
+	// to them, and none can change it.
+	Memory string
+	// State is all the rest, open for reading at its beginning, by a description of
+	// its own for each clone.
+	State *os.File
 }
 
 // Accel says what executes the guest's code.
@@ -72,7 +90,8 @@ const (
 type Disk struct {
 	// Serial is how the guest finds it: 1 to 20 letters, digits, '-', '_' or '.'.
 	Serial string
-	// File is a regular file or block device opened for what ReadOnly says.
+	// File is a regular file or block device opened for what ReadOnly says. Nil is an
+	// empty slot: a disk of zeros, for a clone to put its own file into.
 	File     *os.File
 	ReadOnly bool
 	Sync     Sync
@@ -107,7 +126,7 @@ type NIC struct {
 	// MAC is a unicast Ethernet address like 52:54:00:12:34:56.
 	MAC string
 	// Conn is one end of a stream socket pair. Frames are preceded by their
-	// length as 32 bits, big endian.
+	// length as 32 bits, big endian. Nil is an interface that leads nowhere.
 	Conn *os.File
 }
 
@@ -129,8 +148,10 @@ func (c *Config) Check() error {
 		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case c.Kernel == "":
+	case c.Kernel == "" && c.Frozen == nil:
 		return fail("no kernel")
+	case c.Frozen != nil && (c.Frozen.Memory == "" || c.Frozen.State == nil || c.MemoryFile != ""):
+		return fail("a frozen machine without its memory or state")
 	case c.MemoryBytes < MinMemory:
 		return fail("%d MiB of memory are too few, a VM needs at least %d MiB", c.MemoryBytes>>20, MinMemory>>20)
 	case c.MemoryBytes%(1<<20) != 0:
@@ -159,9 +180,6 @@ func (c *Config) Check() error {
 			return fail("disk serial %q is not 1 to 20 letters, digits, '-', '_', '.', or not unique", d.Serial)
 		}
 		seen[d.Serial] = true
-		if d.File == nil {
-			return fail("disk %s has no file", d.Serial)
-		}
 	}
 	tags := map[string]bool{}
 	for _, s := range c.Shares {
@@ -177,9 +195,6 @@ func (c *Config) Check() error {
 		mac, err := net.ParseMAC(c.NIC.MAC)
 		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 			return fail("%q is not a unicast Ethernet address", c.NIC.MAC)
-		}
-		if c.NIC.Conn == nil {
-			return fail("the network interface has no connection")
 		}
 	}
 	return nil

@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 )
 
 // Errors that a caller may want to tell apart; drivers wrap them.
@@ -67,6 +68,13 @@ type VM interface {
 	// Resume lets a paused guest go on. Both are idempotent; after the end they
 	// return ErrEnded.
 	Resume(ctx context.Context) error
+	// Listening is closed when the guest's agent has opened its end of the stream
+	// for the first time. It stays open where the VM goes on from a frozen one.
+	Listening() <-chan struct{}
+	// Freeze stops a VM with a MemoryFile for good and writes to state what is not in that
+	// file. The caller kills the VM in any case; after success memory and state
+	// are what Frozen takes.
+	Freeze(ctx context.Context, state *os.File) error
 	// Kill ends the VM at once, waits until nothing is left of it and
 	// releases its resources. The error says what could not be released.
 	Kill() error

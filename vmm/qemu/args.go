@@ -40,6 +40,7 @@ const translationCache = 32
 const (
 	kernelPath = "/kernel"
 	initrdPath = "/initrd"
+	memoryPath = "/memory"
 )
 
 // The descriptors that QEMU inherits; the NIC and then the disks follow.
@@ -68,11 +69,20 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 		return fdFree + len(files) - 1
 	}
 	mib := c.MemoryBytes >> 20
+	// Guest memory is a file that all clones map copy on write, or that its only VM
+	// writes to until it is frozen, or without either has no name.
+	memory := fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib)
+	switch {
+	case c.Frozen != nil:
+		memory = fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=off,mem-path=%s", mib, memoryPath)
+	case c.MemoryFile != "":
+		memory = fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=on,mem-path=%s", mib, memoryPath)
+	}
 	a := append(slices.Clone(always),
 		"-no-reboot", "-bios", in.bios(),
 		"-machine", "q35,memory-backend=ram,dump-guest-core=off,usb=off,sata=off,smbus=off,graphics=off,vmport=off,i8042=off,hpet=off",
 		"-m", fmt.Sprintf("size=%dM", mib),
-		"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", mib),
+		"-object", memory,
 		"-smp", strconv.Itoa(max(c.VCPUs, 1)),
 	)
 	for _, dir := range in.firmwareDirs(c.Unjailed) {
@@ -88,17 +98,18 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 		"-device", "pvpanic",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole), "-device", "isa-serial,chardev=console",
 		"-device", "virtio-serial-pci,max_ports=2,disable-legacy=on",
-		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent), "-device", "virtserialport,chardev=agent,name="+AgentPort,
+		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent), "-device", "virtserialport,id=agent,chardev=agent,name="+AgentPort,
 		"-device", "virtio-rng-pci,disable-legacy=on",
 	)
 	for i, d := range c.Disks {
-		fd := inherit(d.File)
+		if d.File != nil {
+			a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", inherit(d.File), i+1))
+		}
 		node, err := blockNode(fmt.Sprintf("disk%d", i), i+1, d)
 		if err != nil {
 			return nil, nil, err
 		}
 		a = append(a,
-			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, i+1),
 			"-blockdev", node,
 			// Errors are the guest's to handle: by default a full host disk would
 			// stop it without a word.
@@ -117,6 +128,9 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 		a = append(a,
 			"-fsdev", fmt.Sprintf("local,id=share%d,path=%s/%s,security_model=%s,multidevs=remap", i, jail.SharesDir, s.Tag, model),
 			"-device", fmt.Sprintf("virtio-9p-pci,fsdev=share%d,mount_tag=%s,disable-legacy=on", i, s.Tag))
+	}
+	if c.Frozen != nil {
+		return append(a, "-incoming", "defer"), append(files, c.Frozen.State), nil
 	}
 	kernel, initrd := kernelPath, initrdPath
 	if c.Unjailed {
@@ -146,8 +160,19 @@ func cmdline(c *vmm.Config, tscKHz int) string {
 	return strings.Join(append(words, c.Cmdline...), " ")
 }
 
+// slotBytes is the size of the disk in an empty slot. A guest goes on believing in it when the slot
+// is filled: it must not be smaller than any file. What lies beyond the file's end fails when it is read,
+// and no filesystem on it does.
+const slotBytes = 16 << 40
+
 // blockNode returns the block device node for a disk whose descriptor is in set.
 func blockNode(name string, set int, d vmm.Disk) (string, error) {
+	if d.File == nil {
+		b, err := json.Marshal(map[string]any{
+			"node-name": name, "driver": "null-co", "size": int64(slotBytes), "read-zeroes": true, "read-only": d.ReadOnly,
+		})
+		return string(b), err
+	}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(d.File.Fd()), &st); err != nil {
 		return "", fmt.Errorf("disk %s: %w", d.Serial, err)

@@ -80,11 +80,23 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 	if c.Accel == "" {
 		c.Accel = vmm.AccelTCG
 	}
+	v := &machine{begun: begun, done: make(chan struct{}), listening: make(chan struct{}), running: make(chan struct{})}
+	if c.NIC != nil && c.NIC.Conn == nil {
+		// What the guest sends fills a buffer that nobody empties.
+		conn, theirs, err := pair()
+		if err != nil {
+			return nil, err
+		}
+		defer theirs.Close()
+		v.conns = append(v.conns, conn)
+		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Conn: theirs}
+	}
 	args, files, err := arguments(&c, d.install, d.tscKHz)
 	if err != nil {
+		v.release()
 		return nil, err
 	}
-	v := &machine{config: c, args: args, begun: begun, done: make(chan struct{})}
+	v.config, v.args = c, args
 	v.mark("prepare")
 	if err := v.spawn(d.install, files); err != nil {
 		v.release()
@@ -99,8 +111,8 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 // checkPaths says of a missing file which one it is; inside the jail's
 // set-up it would be the failure of a mount. It makes paths absolute.
 func checkPaths(c *vmm.Config) error {
-	for what, path := range map[string]*string{"kernel": &c.Kernel, "initial file system": &c.Initrd} {
-		if *path == "" {
+	for what, path := range map[string]*string{"kernel": &c.Kernel, "initial file system": &c.Initrd, "memory": &c.MemoryFile} {
+		if *path == "" || c.Frozen != nil {
 			continue
 		}
 		info, err := os.Stat(*path)
@@ -113,6 +125,9 @@ func checkPaths(c *vmm.Config) error {
 		if !info.Mode().IsRegular() {
 			return fmt.Errorf("%w: %s %s is not a file", vmm.ErrConfig, what, *path)
 		}
+	}
+	if c.Unjailed && (c.Frozen != nil || c.MemoryFile != "") {
+		return fmt.Errorf("%w: a machine is frozen and cloned inside the jail only", vmm.ErrConfig)
 	}
 	if c.Unjailed && len(c.Shares) > 0 {
 		return fmt.Errorf("%w: shares are mounted inside the jail, so there are none without it", vmm.ErrConfig)

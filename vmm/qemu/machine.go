@@ -37,6 +37,9 @@ type machine struct {
 	conns   []net.Conn
 
 	done chan struct{}
+	// listening is closed when the guest has opened the agent's port, running when a frozen
+	// guest goes on.
+	listening, running chan struct{}
 
 	mu     sync.Mutex
 	begun  time.Time
@@ -54,6 +57,8 @@ type events struct {
 	panicked bool
 	shutdown string // the reason
 	stopped  bool   // without having been asked to: QEMU cannot go on
+	// listening and resumed: the events of these names came.
+	listening, resumed bool
 }
 
 func (v *machine) mark(phase string) {
@@ -96,7 +101,11 @@ func (v *machine) spawn(in *Installation, files []*os.File) error {
 		descriptors = append(descriptors, theirs)
 	}
 	descriptors = append(descriptors, files...)
-	if _, err := conns[0].Write([]byte(negotiate)); err != nil {
+	first := negotiate
+	if c.Frozen != nil {
+		first += thaw(fdFree + len(files) - 1)
+	}
+	if _, err := conns[0].Write([]byte(first)); err != nil {
 		errR.Close()
 		return err
 	}
@@ -138,9 +147,16 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 	if c.Unjailed {
 		return j
 	}
-	j.Files = []jail.File{{Host: c.Kernel, Inside: kernelPath}}
-	if c.Initrd != "" {
-		j.Files = append(j.Files, jail.File{Host: c.Initrd, Inside: initrdPath})
+	if c.Frozen != nil {
+		j.Files = append(j.Files, jail.File{Host: c.Frozen.Memory, Inside: memoryPath, Lent: true})
+	} else {
+		j.Files = append(j.Files, jail.File{Host: c.Kernel, Inside: kernelPath})
+		if c.Initrd != "" {
+			j.Files = append(j.Files, jail.File{Host: c.Initrd, Inside: initrdPath})
+		}
+		if c.MemoryFile != "" {
+			j.Files = append(j.Files, jail.File{Host: c.MemoryFile, Inside: memoryPath, Writable: true})
+		}
 	}
 	for name, path := range in.Firmware {
 		j.Files = append(j.Files, jail.File{Host: path, Inside: firmwareDir + "/" + name})
@@ -160,13 +176,34 @@ func (v *machine) greet(ctx context.Context) error {
 	select {
 	case <-v.monitor.greeted:
 		v.mark("machine")
-		return v.verify()
+		// It has opened all that it will ever open.
+		v.process.StopLending()
 	case <-v.done:
 		return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
 	case <-ctx.Done():
 		return fmt.Errorf("wait for QEMU: %w", ctx.Err())
 	}
+	if err := v.verify(); err != nil || v.config.Frozen == nil {
+		return err
+	}
+	select {
+	case <-v.running:
+		v.mark("thaw")
+		return nil
+	case <-v.monitor.done:
+		select {
+		case <-v.done:
+			return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
+		case <-time.After(endTime):
+			return fmt.Errorf("%w: QEMU does not go on with the frozen machine: %w", vmm.ErrRejected, v.monitor.err)
+		}
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the frozen machine: %w", ctx.Err())
+	}
 }
+
+// endTime is how long it may take to hear of the end of a process that has ended.
+const endTime = time.Second
 
 // verify reads back what confines QEMU, now that it has installed its own
 // filter and before the guest has got far.
@@ -179,7 +216,7 @@ func (v *machine) verify() error {
 		select {
 		case <-v.done: // nothing could be read because it has ended
 			return fmt.Errorf("%w: %s", vmm.ErrRejected, v.Exit().Detail)
-		default:
+		case <-time.After(endTime):
 			return fmt.Errorf("%w: %w", vmm.ErrNotJailed, err)
 		}
 	}
@@ -196,6 +233,17 @@ func (v *machine) on(e event) {
 		v.seen.panicked = true
 	case "SHUTDOWN":
 		v.seen.shutdown = e.Data.Reason
+	case "VSERPORT_CHANGE":
+		// It comes as often as the guest likes.
+		if e.Data.Open && !v.seen.listening {
+			v.seen.listening = true
+			close(v.listening)
+		}
+	case "RESUME":
+		if !v.seen.resumed {
+			v.seen.resumed = true
+			close(v.running)
+		}
 	case "STOP":
 		// A guest that stands still for good, after an internal error of KVM
 		// for instance, is worse than one that has ended.
@@ -282,11 +330,11 @@ func (v *machine) Pause(ctx context.Context) error {
 	v.mu.Lock()
 	v.paused = true
 	v.mu.Unlock()
-	return v.execute(ctx, "stop")
+	return v.execute(ctx, "stop", nil, nil)
 }
 
 func (v *machine) Resume(ctx context.Context) error {
-	if err := v.execute(ctx, "cont"); err != nil {
+	if err := v.execute(ctx, "cont", nil, nil); err != nil {
 		return err
 	}
 	v.mu.Lock()
@@ -295,8 +343,8 @@ func (v *machine) Resume(ctx context.Context) error {
 	return nil
 }
 
-func (v *machine) execute(ctx context.Context, command string) error {
-	err := v.monitor.execute(ctx, command, nil, nil)
+func (v *machine) execute(ctx context.Context, command string, arguments, result any) error {
+	err := v.monitor.execute(ctx, command, arguments, result)
 	if err == nil {
 		return nil
 	}

@@ -26,6 +26,7 @@ type event struct {
 		Guest  bool   `json:"guest"`
 		Reason string `json:"reason"`
 		Action string `json:"action"`
+		Open   bool   `json:"open"`
 	} `json:"data"`
 }
 
@@ -161,6 +162,10 @@ func (m *monitor) handle(line []byte) error {
 		default:
 			close(m.greeted)
 		}
+	case *msg.ID >= preset:
+		if msg.Error != nil {
+			return errors.New(printable(msg.Error.Desc))
+		}
 	default:
 		r := reply{value: msg.Return}
 		if msg.Error != nil {
@@ -187,6 +192,14 @@ type command struct {
 // execute sends a command, waits for its answer and stores it in result if
 // that is not nil. When ctx ends first, the command may still take effect.
 func (m *monitor) execute(ctx context.Context, name string, arguments, result any) error {
+	return m.send(ctx, name, arguments, result, func(line []byte) error {
+		_, err := m.conn.Write(line)
+		return err
+	})
+}
+
+// send is execute with another way of writing the command.
+func (m *monitor) send(ctx context.Context, name string, arguments, result any, write func([]byte) error) error {
 	fail := func(err error) error { return fmt.Errorf("ask QEMU to %s: %w", name, err) }
 	select {
 	case <-m.turn:
@@ -208,7 +221,7 @@ func (m *monitor) execute(ctx context.Context, name string, arguments, result an
 	}
 	// QEMU reads commands even of a guest that hangs; should it not, ctx ends the write.
 	stop := context.AfterFunc(ctx, func() { m.conn.SetWriteDeadline(time.Unix(1, 0)) })
-	_, err = m.conn.Write(append(line, '\n'))
+	err = write(append(line, '\n'))
 	if !stop() {
 		m.conn.SetWriteDeadline(time.Time{})
 	}

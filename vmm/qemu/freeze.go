@@ -1,0 +1,99 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"manis/vmm"
+)
+
+// preset is the identity of the first command that is sent before QEMU exists.
+const preset = 1 << 62
+
+// ignoreShared leaves the guest's RAM, which is a file, out of the state.
+var ignoreShared = map[string]any{"capabilities": []any{map[string]any{"capability": "x-ignore-shared", "state": true}}}
+
+// thaw are the commands that make QEMU go on with the state behind descriptor fd. Written
+// before QEMU starts they cost no round trip.
+func thaw(fd int) string {
+	var text []byte
+	for i, c := range []command{
+		{"migrate-set-capabilities", ignoreShared, preset},
+		{"migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fd)}, preset + 1},
+	} {
+		c.ID = preset + uint64(i)
+		line, err := json.Marshal(c)
+		if err != nil {
+			panic(err) // constants
+		}
+		text = append(append(text, line...), '\n')
+	}
+	return string(text)
+}
+
+func (v *machine) Listening() <-chan struct{} { return v.listening }
+
+// freezeTime is how long QEMU may take to write its state, some 400 KB.
+const freezeTime = 20 * time.Second
+
+// Freeze implements vmm.VM. The guest must not be stopped before, or its clones
+// would stand as well.
+func (v *machine) Freeze(ctx context.Context, state *os.File) error {
+	if v.config.MemoryFile == "" {
+		return fmt.Errorf("%w: only a machine with a memory file can be frozen", vmm.ErrConfig)
+	}
+	ctx, cancel := context.WithTimeout(ctx, freezeTime)
+	defer cancel()
+	v.mu.Lock()
+	v.paused = true // the end of the migration stops it
+	v.mu.Unlock()
+	if err := v.execute(ctx, "migrate-set-capabilities", ignoreShared, nil); err != nil {
+		return err
+	}
+	if err := v.monitor.pass(ctx, "state", state); err != nil {
+		return err
+	}
+	if err := v.execute(ctx, "migrate", map[string]any{"uri": "fd:state"}, nil); err != nil {
+		return err
+	}
+	for {
+		var progress struct {
+			Status string `json:"status"`
+			Error  string `json:"error-desc"`
+		}
+		if err := v.execute(ctx, "query-migrate", nil, &progress); err != nil {
+			return err
+		}
+		switch progress.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("freeze the machine: %s", printable(progress.Error))
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("freeze the machine: %w", ctx.Err())
+		}
+	}
+}
+
+// pass gives QEMU a descriptor under a name (QMP getfd). It waits its turn like
+// execute.
+func (m *monitor) pass(ctx context.Context, name string, f *os.File) error {
+	conn, ok := m.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("pass a descriptor to QEMU: not by this connection")
+	}
+	return m.send(ctx, "getfd", map[string]any{"fdname": name}, nil, func(line []byte) error {
+		_, _, err := conn.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
+		return err
+	})
+}
