@@ -2,6 +2,7 @@ package spec
 
 import (
 	"fmt"
+	"math/bits"
 	"runtime"
 	"strconv"
 	"strings"
@@ -24,8 +25,11 @@ const (
 	// 4 KiB, and the 64th part that the agent keeps for itself.
 	overhead      = 64 << 20
 	overheadShare = 32
-	// memoryUnit is what sizes are rounded up to: a huge page.
-	memoryUnit = 2 << 20
+	// memoryUnit is what sizes are rounded up to: a huge page. With a limit they are
+	// rounded up further, to steps of which every doubling has memorySteps: machines of
+	// the same size share a template.
+	memoryUnit  = 2 << 20
+	memorySteps = 8
 	// defaultVCPUs bounds the virtual CPUs when none are declared: each is a
 	// thread of the host and, under emulation, a translator with its own cost.
 	defaultVCPUs = 2
@@ -54,6 +58,8 @@ func machine(r *container.Resources, hostBytes uint64, hostCPUs int) (uint64, in
 		want = limit + overhead + limit/overheadShare
 	}
 	memory := (want + memoryUnit - 1) / memoryUnit * memoryUnit
+	step := max(memoryUnit, uint64(1)<<(bits.Len64(memory-1)-1)/memorySteps)
+	memory = (memory + step - 1) / step * step
 	memory = min(memory, hostBytes/memoryUnit*memoryUnit)
 	if memory < minMemory+overhead {
 		return 0, 0, fmt.Errorf("the host has %d MiB of memory, a virtual machine needs %d", hostBytes>>20, (minMemory+overhead)>>20)

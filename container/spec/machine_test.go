@@ -21,9 +21,9 @@ func TestMachine(t *testing.T) {
 	}{
 		"default":               {container.Resources{}, 8 * gib, 8, 512 * mib, 2, ""},
 		"default, small host":   {container.Resources{}, 301 * mib, 1, 300 * mib, 1, ""},
-		"256 MiB":               {container.Resources{MemoryBytes: 256 * mib}, 8 * gib, 2, 328 * mib, 2, ""},
+		"256 MiB":               {container.Resources{MemoryBytes: 256 * mib}, 8 * gib, 2, 352 * mib, 2, ""},
 		"6 MiB":                 {container.Resources{MemoryBytes: 6 * mib}, 8 * gib, 2, 72 * mib, 2, ""},
-		"1 byte more":           {container.Resources{MemoryBytes: 256*mib + 1}, 8 * gib, 2, 330 * mib, 2, ""},
+		"1 byte more":           {container.Resources{MemoryBytes: 256*mib + 1}, 8 * gib, 2, 352 * mib, 2, ""},
 		"more than the host":    {container.Resources{MemoryBytes: 64 * gib}, 8 * gib, 2, 8 * gib, 2, ""},
 		"no sense at all":       {container.Resources{MemoryBytes: 1<<64 - 1}, 8 * gib, 2, 8 * gib, 2, ""},
 		"half a CPU":            {container.Resources{MilliCPUs: 500}, 8 * gib, 8, 512 * mib, 1, ""},
