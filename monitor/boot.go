@@ -99,6 +99,9 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	b.request.Id = containerID
+	if err := m.template(ctx, b, &cfg, driver); err != nil {
+		return b, err
+	}
 	b.sandbox, err = sandbox.Start(ctx, cfg)
 	return b, err
 }

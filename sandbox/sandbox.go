@@ -99,6 +99,9 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	}()
 
 	vmConfig := cfg.VM
+	if cfg.Attach == nil && vmConfig.Frozen != nil {
+		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC} // a clone has what its template has
+	}
 	if cfg.Attach != nil {
 		ours, theirs, err := socketpair()
 		if err != nil {
@@ -133,7 +136,11 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	rand.Read(setup.Entropy)
 	setup.ClockUnixNs = time.Now().UnixNano()
 
-	bootCtx, span := trace.Start(ctx, "boot")
+	phase := "boot"
+	if vmConfig.Frozen != nil {
+		phase = "setup"
+	}
+	bootCtx, span := trace.Start(ctx, phase)
 	callCtx, stop := context.WithTimeout(bootCtx, timeout)
 	defer stop()
 	s.guest, err = call(callCtx, s, setup, s.client.Setup)
@@ -153,10 +160,10 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	}
 	// The guest's own clock tells the kernel's work from the agent's.
 	s.guestStart = end.Add(-time.Duration(s.guest.DoneNs))
-	s.record(bootCtx, []*agent.Span{
-		{Name: "kernel", EndNs: s.guest.ReadyNs},
-		{Name: "agent", StartNs: s.guest.ReceivedNs, EndNs: s.guest.DoneNs},
-	})
+	if vmConfig.Frozen == nil {
+		s.record(bootCtx, []*agent.Span{{Name: "kernel", EndNs: s.guest.ReadyNs}})
+	}
+	s.record(bootCtx, []*agent.Span{{Name: "agent", StartNs: s.guest.ReceivedNs, EndNs: s.guest.DoneNs}})
 	return s, nil
 }
 
