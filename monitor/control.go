@@ -229,10 +229,7 @@ func (f *front) Resize(ctx context.Context, req *monitor.ResizeRequest) (*monito
 
 // size sets the terminal of the first process, now or when it is there.
 func (m *Monitor) size(r *round, rows, columns uint32) error {
-	if !r.running() {
-		r.mu.Lock()
-		r.rows, r.columns = rows, columns
-		r.mu.Unlock()
+	if !r.setSize(rows, columns) {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), killTime)

@@ -232,7 +232,9 @@ func (m *Monitor) live(ctx context.Context) {
 			return
 		}
 		m.again = false
+		rows, columns := m.run.size()
 		m.run = newRound(m.cfg.TTY)
+		m.run.rows, m.run.columns = rows, columns
 		m.mu.Unlock()
 	}
 }

@@ -28,7 +28,7 @@ type round struct {
 	console net.Conn // with a terminal: both directions
 	pumps   sync.WaitGroup
 	execs   execs
-	// rows and columns are the size of the terminal before there is one.
+	// rows and columns are the size of the terminal, 0 while unknown.
 	mu            sync.Mutex
 	rows, columns uint32
 	// began is closed when the first process runs, ended when it has ended or
@@ -100,10 +100,11 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	if err == nil {
 		err = m.awaitStart(ctx)
 	}
+	var rows, columns uint32
 	if err == nil {
 		launchCtx, span := trace.Start(ctx, "launch")
-		m.setFirstSize(ctx, r)
-		_, err = r.sandbox.StartContainer(launchCtx, containerID)
+		rows, columns = r.size()
+		_, err = r.sandbox.StartContainer(launchCtx, &agent.StartContainerRequest{Id: containerID, Rows: rows, Columns: columns})
 		span.End()
 	}
 	if err != nil {
@@ -140,6 +141,10 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	m.change()
 	m.mu.Unlock()
 	close(r.began)
+	if nowRows, nowColumns := r.size(); nowRows != rows || nowColumns != columns {
+		// Changed while the process was being started.
+		r.sandbox.Resize(ctx, &agent.ResizeRequest{Id: containerID, Rows: nowRows, Columns: nowColumns})
+	}
 
 	health := m.watchHealth(ctx, r)
 	exit, waitErr := r.sandbox.Wait(ctx, containerID, "")
@@ -203,15 +208,20 @@ func (m *Monitor) failed(err error) error {
 	return err
 }
 
-// setFirstSize gives a terminal the size that came with the first attachment,
-// before the process can ask for it. Not every program asks: an error is none.
-func (m *Monitor) setFirstSize(ctx context.Context, r *round) {
+// size is the terminal's.
+func (r *round) size() (rows, columns uint32) {
 	r.mu.Lock()
-	rows, columns := r.rows, r.columns
-	r.mu.Unlock()
-	if rows > 0 && columns > 0 {
-		r.sandbox.Resize(ctx, &agent.ResizeRequest{Id: containerID, Rows: rows, Columns: columns})
-	}
+	defer r.mu.Unlock()
+	return r.rows, r.columns
+}
+
+// setSize keeps the terminal's size and reports whether the process runs already, so that
+// it has to be told. If not, its start tells it.
+func (r *round) setSize(rows, columns uint32) (running bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.rows, r.columns = rows, columns
+	return r.running()
 }
 
 var errNotStarted = errors.New("stopped before it was started")

@@ -22,8 +22,8 @@ func (s *Sandbox) CreateContainer(ctx context.Context, r *agent.CreateContainerR
 }
 
 // StartContainer executes the first process of a container.
-func (s *Sandbox) StartContainer(ctx context.Context, id string) (*agent.StartResponse, error) {
-	resp, err := call(ctx, s, &agent.StartContainerRequest{Id: id}, s.client.StartContainer)
+func (s *Sandbox) StartContainer(ctx context.Context, r *agent.StartContainerRequest) (*agent.StartResponse, error) {
+	resp, err := call(ctx, s, r, s.client.StartContainer)
 	if err == nil {
 		s.record(ctx, resp.Spans)
 	}

@@ -144,7 +144,7 @@ func output(t *testing.T, box *sandbox.Sandbox, cfg *container.Config, env spec.
 	if _, err := box.CreateContainer(ctx, r); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := box.StartContainer(ctx, r.Id); err != nil {
+	if _, err := box.StartContainer(ctx, &agent.StartContainerRequest{Id: r.Id}); err != nil {
 		t.Fatal(err)
 	}
 	text, err := io.ReadAll(stream)

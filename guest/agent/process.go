@@ -299,6 +299,9 @@ func (s *service) StartContainer(ctx context.Context, r *api.StartContainerReque
 		return nil, fail(codes.FailedPrecondition, errors.New("the container was started before"))
 	}
 	p := c.request.Process
+	if r.Rows != 0 && r.Columns != 0 {
+		p.Rows, p.Columns = r.Rows, r.Columns
+	}
 	streams, err := s.claim(ctx, p)
 	if err != nil {
 		return nil, err

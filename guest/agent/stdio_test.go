@@ -186,6 +186,24 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// The size that comes with the start, later than the container, is there before the
+// process's first instruction.
+func TestTerminalSizeComesWithTheStart(t *testing.T) {
+	m := theMachine(t)
+	p := command("stty", "size")
+	p.Terminal, p.Rows, p.Columns = true, 33, 101
+	c, proc, err := m.create(t, p, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.agent.StartContainer(deadline(t), &api.StartContainerRequest{Id: c.id, Rows: 44, Columns: 55}); err != nil {
+		t.Fatal(err)
+	}
+	if r := proc.wait(); r.stdout != "44 55\r\n" {
+		t.Errorf("output %q", r.stdout)
+	}
+}
+
 func TestTerminalOutputIsComplete(t *testing.T) {
 	m := theMachine(t)
 	p := sh("seq 1 20000")

@@ -35,6 +35,25 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// A program that asks for its terminal's size at once gets the user's, at a later start too.
+func TestFirstTerminalSize(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.load("box")
+	p := w.terminal("run", "-it", "--name", "c", "box", "stty", "size")
+	if r := p.wait(); !strings.HasSuffix("\n"+r.stdout, "\n40 120\n") || r.code != 0 {
+		t.Errorf("run -it: %s", r)
+	}
+	p = w.terminal("start", "-ai", "c")
+	if r := p.wait(); !strings.HasSuffix("\n"+r.stdout, "\n40 120\n") || r.code != 0 {
+		t.Errorf("start -ai: %s", r)
+	}
+	p = w.terminal("run", "--rm", "-it", "box", "sh", "-c", "stty size; exit 3")
+	if r := p.wait(); !strings.HasSuffix("\n"+r.stdout, "\n40 120\n") || r.code != 3 {
+		t.Errorf("run --rm -it: %s", r)
+	}
+}
+
 func TestTerminalWithoutOne(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
