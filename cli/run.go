@@ -177,13 +177,13 @@ func (r *running) start(ctx context.Context, s *session) error {
 		req.Attach = &monitorapi.AttachRequest{Streams: s.tokens, Rows: rows, Columns: columns}
 	}
 	startCtx, span := trace.Start(ctx, "start")
-	_, err := r.client.API().Start(startCtx, req)
+	resp, err := r.client.API().Start(startCtx, req)
 	span.End()
 	if err == nil {
 		r.started = true
 		if r.spans != nil {
-			if st, err := r.c.State(); err == nil && len(st.Trace) > 0 {
-				trace.Join(ctx, st.Trace)
+			if err := trace.Join(startCtx, resp.Trace); err != nil {
+				r.a.note("the monitor's part of the trace: %s", err)
 			}
 		}
 		if s == nil {

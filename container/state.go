@@ -42,8 +42,6 @@ type State struct {
 	// VM describes the machine: accelerator, QEMU, the jail in force. It is
 	// the JSON of vmm.Info, kept as it was at the last start.
 	VM []byte `json:",omitempty"`
-	// Trace holds the spans of the last start, JSON of package trace.
-	Trace []byte `json:",omitempty"`
 }
 
 // HealthState is docker's: starting, healthy, unhealthy.

@@ -149,7 +149,7 @@ func (m *Monitor) current() (*round, error) {
 	return m.run, nil
 }
 
-func (f *front) Start(ctx context.Context, req *monitor.StartRequest) (*monitor.Empty, error) {
+func (f *front) Start(ctx context.Context, req *monitor.StartRequest) (*monitor.StartResponse, error) {
 	if req.Attach != nil {
 		if _, err := f.Attach(ctx, req.Attach); err != nil {
 			return nil, err
@@ -166,7 +166,7 @@ func (f *front) Start(ctx context.Context, req *monitor.StartRequest) (*monitor.
 	if f.startErr != nil {
 		return nil, wireError(f.startErr)
 	}
-	return &monitor.Empty{}, nil
+	return &monitor.StartResponse{Trace: f.startTrace}, nil
 }
 
 func (f *front) Attach(ctx context.Context, req *monitor.AttachRequest) (*monitor.Empty, error) {

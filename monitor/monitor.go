@@ -44,10 +44,13 @@ type Monitor struct {
 	run *round
 	// started is closed when the first round has started its process or failed;
 	// startErr is why it failed.
-	started   chan struct{}
-	startErr  error
-	wantsStop bool
-	restart   container.Restart
+	started  chan struct{}
+	startErr error
+	// startTrace are the spans of that first start. They go with the answer: with --rm
+	// a short container is gone, and its state with it, before anybody could read them there.
+	startTrace []byte
+	wantsStop  bool
+	restart    container.Restart
 	// final is set when no further round follows.
 	final bool
 	// again makes the next round begin at once: a restart by the user.

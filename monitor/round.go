@@ -134,7 +134,9 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		Gateway:      machine.gateway,
 		MAC:          machine.mac,
 		VM:           encode(info),
-		Trace:        m.spans.JSON(),
+	}
+	if m.startTrace == nil {
+		m.startTrace = m.spans.JSON()
 	}
 	m.save()
 	closeOnce(m.started)

@@ -71,7 +71,7 @@ func (x WaitRequest_Condition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WaitRequest_Condition.Descriptor instead.
 func (WaitRequest_Condition) EnumDescriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{4, 0}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type Empty struct {
@@ -214,6 +214,51 @@ func (x *StartRequest) GetAttach() *AttachRequest {
 	return nil
 }
 
+type StartResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The monitor's spans of the start, as JSON of package trace.
+	Trace         []byte `protobuf:"bytes,1,opt,name=trace,proto3" json:"trace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartResponse) Reset() {
+	*x = StartResponse{}
+	mi := &file_api_monitor_monitor_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartResponse) ProtoMessage() {}
+
+func (x *StartResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_monitor_monitor_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
+func (*StartResponse) Descriptor() ([]byte, []int) {
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *StartResponse) GetTrace() []byte {
+	if x != nil {
+		return x.Trace
+	}
+	return nil
+}
+
 type AttachRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Streams       *Streams               `protobuf:"bytes,1,opt,name=streams,proto3" json:"streams,omitempty"`
@@ -225,7 +270,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[3]
+	mi := &file_api_monitor_monitor_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -237,7 +282,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[3]
+	mi := &file_api_monitor_monitor_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -250,7 +295,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{3}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AttachRequest) GetStreams() *Streams {
@@ -283,7 +328,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[4]
+	mi := &file_api_monitor_monitor_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -295,7 +340,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[4]
+	mi := &file_api_monitor_monitor_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -308,7 +353,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{4}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *WaitRequest) GetCondition() WaitRequest_Condition {
@@ -329,7 +374,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[5]
+	mi := &file_api_monitor_monitor_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -341,7 +386,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[5]
+	mi := &file_api_monitor_monitor_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -354,7 +399,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{5}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -387,7 +432,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[6]
+	mi := &file_api_monitor_monitor_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -399,7 +444,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[6]
+	mi := &file_api_monitor_monitor_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -412,7 +457,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{6}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *KillRequest) GetSignal() uint32 {
@@ -433,7 +478,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[7]
+	mi := &file_api_monitor_monitor_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -445,7 +490,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[7]
+	mi := &file_api_monitor_monitor_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -458,7 +503,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{7}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *StopRequest) GetTimeoutSeconds() int32 {
@@ -486,7 +531,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	mi := &file_api_monitor_monitor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -498,7 +543,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	mi := &file_api_monitor_monitor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -511,7 +556,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{8}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ResizeRequest) GetExecId() string {
@@ -552,7 +597,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[9]
+	mi := &file_api_monitor_monitor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +609,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[9]
+	mi := &file_api_monitor_monitor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +622,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{9}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ExecRequest) GetArgs() []string {
@@ -652,7 +697,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[10]
+	mi := &file_api_monitor_monitor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -664,7 +709,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[10]
+	mi := &file_api_monitor_monitor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -677,7 +722,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{10}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExecResponse) GetExecId() string {
@@ -696,7 +741,7 @@ type ExecWaitRequest struct {
 
 func (x *ExecWaitRequest) Reset() {
 	*x = ExecWaitRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[11]
+	mi := &file_api_monitor_monitor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -708,7 +753,7 @@ func (x *ExecWaitRequest) String() string {
 func (*ExecWaitRequest) ProtoMessage() {}
 
 func (x *ExecWaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[11]
+	mi := &file_api_monitor_monitor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -721,7 +766,7 @@ func (x *ExecWaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecWaitRequest.ProtoReflect.Descriptor instead.
 func (*ExecWaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{11}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExecWaitRequest) GetExecId() string {
@@ -741,7 +786,7 @@ type ExecSignalRequest struct {
 
 func (x *ExecSignalRequest) Reset() {
 	*x = ExecSignalRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[12]
+	mi := &file_api_monitor_monitor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +798,7 @@ func (x *ExecSignalRequest) String() string {
 func (*ExecSignalRequest) ProtoMessage() {}
 
 func (x *ExecSignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[12]
+	mi := &file_api_monitor_monitor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +811,7 @@ func (x *ExecSignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSignalRequest.ProtoReflect.Descriptor instead.
 func (*ExecSignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{12}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecSignalRequest) GetExecId() string {
@@ -804,7 +849,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[13]
+	mi := &file_api_monitor_monitor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -816,7 +861,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[13]
+	mi := &file_api_monitor_monitor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -829,7 +874,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{13}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -926,7 +971,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[14]
+	mi := &file_api_monitor_monitor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -938,7 +983,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[14]
+	mi := &file_api_monitor_monitor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -951,7 +996,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{14}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TopResponse) GetTitles() []string {
@@ -977,7 +1022,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[15]
+	mi := &file_api_monitor_monitor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1034,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[15]
+	mi := &file_api_monitor_monitor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1047,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{15}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TopRow) GetCells() []string {
@@ -1023,7 +1068,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[16]
+	mi := &file_api_monitor_monitor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1035,7 +1080,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[16]
+	mi := &file_api_monitor_monitor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1048,7 +1093,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{16}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CopyOutRequest) GetPath() string {
@@ -1086,7 +1131,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[17]
+	mi := &file_api_monitor_monitor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1143,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[17]
+	mi := &file_api_monitor_monitor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1156,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{17}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -1167,7 +1212,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[18]
+	mi := &file_api_monitor_monitor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1179,7 +1224,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[18]
+	mi := &file_api_monitor_monitor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1192,7 +1237,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{18}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CopyInRequest) GetPath() string {
@@ -1226,7 +1271,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[19]
+	mi := &file_api_monitor_monitor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1238,7 +1283,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[19]
+	mi := &file_api_monitor_monitor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1251,7 +1296,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{19}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateRequest) GetRestartPolicy() string {
@@ -1279,7 +1324,9 @@ const file_api_monitor_monitor_proto_rawDesc = "" +
 	"\x06stdout\x18\x02 \x01(\x04R\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\x04R\x06stderr\"G\n" +
 	"\fStartRequest\x127\n" +
-	"\x06attach\x18\x01 \x01(\v2\x1f.manis.monitor.v1.AttachRequestR\x06attach\"r\n" +
+	"\x06attach\x18\x01 \x01(\v2\x1f.manis.monitor.v1.AttachRequestR\x06attach\"%\n" +
+	"\rStartResponse\x12\x14\n" +
+	"\x05trace\x18\x01 \x01(\fR\x05trace\"r\n" +
 	"\rAttachRequest\x123\n" +
 	"\astreams\x18\x01 \x01(\v2\x19.manis.monitor.v1.StreamsR\astreams\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\rR\x04rows\x12\x18\n" +
@@ -1367,9 +1414,9 @@ const file_api_monitor_monitor_proto_rawDesc = "" +
 	"\rUpdateRequest\x12%\n" +
 	"\x0erestart_policy\x18\x01 \x01(\tR\rrestartPolicy\x12\x1f\n" +
 	"\vrestart_max\x18\x02 \x01(\x05R\n" +
-	"restartMax2\x90\t\n" +
-	"\aMonitor\x12@\n" +
-	"\x05Start\x12\x1e.manis.monitor.v1.StartRequest\x1a\x17.manis.monitor.v1.Empty\x12B\n" +
+	"restartMax2\x98\t\n" +
+	"\aMonitor\x12H\n" +
+	"\x05Start\x12\x1e.manis.monitor.v1.StartRequest\x1a\x1f.manis.monitor.v1.StartResponse\x12B\n" +
 	"\x06Attach\x12\x1f.manis.monitor.v1.AttachRequest\x1a\x17.manis.monitor.v1.Empty\x12E\n" +
 	"\x04Wait\x12\x1d.manis.monitor.v1.WaitRequest\x1a\x1e.manis.monitor.v1.WaitResponse\x12>\n" +
 	"\x04Kill\x12\x1d.manis.monitor.v1.KillRequest\x1a\x17.manis.monitor.v1.Empty\x12>\n" +
@@ -1401,68 +1448,69 @@ func file_api_monitor_monitor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_monitor_monitor_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_monitor_monitor_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_api_monitor_monitor_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_api_monitor_monitor_proto_goTypes = []any{
 	(WaitRequest_Condition)(0), // 0: manis.monitor.v1.WaitRequest.Condition
 	(*Empty)(nil),              // 1: manis.monitor.v1.Empty
 	(*Streams)(nil),            // 2: manis.monitor.v1.Streams
 	(*StartRequest)(nil),       // 3: manis.monitor.v1.StartRequest
-	(*AttachRequest)(nil),      // 4: manis.monitor.v1.AttachRequest
-	(*WaitRequest)(nil),        // 5: manis.monitor.v1.WaitRequest
-	(*WaitResponse)(nil),       // 6: manis.monitor.v1.WaitResponse
-	(*KillRequest)(nil),        // 7: manis.monitor.v1.KillRequest
-	(*StopRequest)(nil),        // 8: manis.monitor.v1.StopRequest
-	(*ResizeRequest)(nil),      // 9: manis.monitor.v1.ResizeRequest
-	(*ExecRequest)(nil),        // 10: manis.monitor.v1.ExecRequest
-	(*ExecResponse)(nil),       // 11: manis.monitor.v1.ExecResponse
-	(*ExecWaitRequest)(nil),    // 12: manis.monitor.v1.ExecWaitRequest
-	(*ExecSignalRequest)(nil),  // 13: manis.monitor.v1.ExecSignalRequest
-	(*StatsResponse)(nil),      // 14: manis.monitor.v1.StatsResponse
-	(*TopResponse)(nil),        // 15: manis.monitor.v1.TopResponse
-	(*TopRow)(nil),             // 16: manis.monitor.v1.TopRow
-	(*CopyOutRequest)(nil),     // 17: manis.monitor.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),    // 18: manis.monitor.v1.CopyOutResponse
-	(*CopyInRequest)(nil),      // 19: manis.monitor.v1.CopyInRequest
-	(*UpdateRequest)(nil),      // 20: manis.monitor.v1.UpdateRequest
+	(*StartResponse)(nil),      // 4: manis.monitor.v1.StartResponse
+	(*AttachRequest)(nil),      // 5: manis.monitor.v1.AttachRequest
+	(*WaitRequest)(nil),        // 6: manis.monitor.v1.WaitRequest
+	(*WaitResponse)(nil),       // 7: manis.monitor.v1.WaitResponse
+	(*KillRequest)(nil),        // 8: manis.monitor.v1.KillRequest
+	(*StopRequest)(nil),        // 9: manis.monitor.v1.StopRequest
+	(*ResizeRequest)(nil),      // 10: manis.monitor.v1.ResizeRequest
+	(*ExecRequest)(nil),        // 11: manis.monitor.v1.ExecRequest
+	(*ExecResponse)(nil),       // 12: manis.monitor.v1.ExecResponse
+	(*ExecWaitRequest)(nil),    // 13: manis.monitor.v1.ExecWaitRequest
+	(*ExecSignalRequest)(nil),  // 14: manis.monitor.v1.ExecSignalRequest
+	(*StatsResponse)(nil),      // 15: manis.monitor.v1.StatsResponse
+	(*TopResponse)(nil),        // 16: manis.monitor.v1.TopResponse
+	(*TopRow)(nil),             // 17: manis.monitor.v1.TopRow
+	(*CopyOutRequest)(nil),     // 18: manis.monitor.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),    // 19: manis.monitor.v1.CopyOutResponse
+	(*CopyInRequest)(nil),      // 20: manis.monitor.v1.CopyInRequest
+	(*UpdateRequest)(nil),      // 21: manis.monitor.v1.UpdateRequest
 }
 var file_api_monitor_monitor_proto_depIdxs = []int32{
-	4,  // 0: manis.monitor.v1.StartRequest.attach:type_name -> manis.monitor.v1.AttachRequest
+	5,  // 0: manis.monitor.v1.StartRequest.attach:type_name -> manis.monitor.v1.AttachRequest
 	2,  // 1: manis.monitor.v1.AttachRequest.streams:type_name -> manis.monitor.v1.Streams
 	0,  // 2: manis.monitor.v1.WaitRequest.condition:type_name -> manis.monitor.v1.WaitRequest.Condition
 	2,  // 3: manis.monitor.v1.ExecRequest.streams:type_name -> manis.monitor.v1.Streams
-	16, // 4: manis.monitor.v1.TopResponse.rows:type_name -> manis.monitor.v1.TopRow
+	17, // 4: manis.monitor.v1.TopResponse.rows:type_name -> manis.monitor.v1.TopRow
 	3,  // 5: manis.monitor.v1.Monitor.Start:input_type -> manis.monitor.v1.StartRequest
-	4,  // 6: manis.monitor.v1.Monitor.Attach:input_type -> manis.monitor.v1.AttachRequest
-	5,  // 7: manis.monitor.v1.Monitor.Wait:input_type -> manis.monitor.v1.WaitRequest
-	7,  // 8: manis.monitor.v1.Monitor.Kill:input_type -> manis.monitor.v1.KillRequest
-	8,  // 9: manis.monitor.v1.Monitor.Stop:input_type -> manis.monitor.v1.StopRequest
-	8,  // 10: manis.monitor.v1.Monitor.Restart:input_type -> manis.monitor.v1.StopRequest
-	9,  // 11: manis.monitor.v1.Monitor.Resize:input_type -> manis.monitor.v1.ResizeRequest
+	5,  // 6: manis.monitor.v1.Monitor.Attach:input_type -> manis.monitor.v1.AttachRequest
+	6,  // 7: manis.monitor.v1.Monitor.Wait:input_type -> manis.monitor.v1.WaitRequest
+	8,  // 8: manis.monitor.v1.Monitor.Kill:input_type -> manis.monitor.v1.KillRequest
+	9,  // 9: manis.monitor.v1.Monitor.Stop:input_type -> manis.monitor.v1.StopRequest
+	9,  // 10: manis.monitor.v1.Monitor.Restart:input_type -> manis.monitor.v1.StopRequest
+	10, // 11: manis.monitor.v1.Monitor.Resize:input_type -> manis.monitor.v1.ResizeRequest
 	1,  // 12: manis.monitor.v1.Monitor.Pause:input_type -> manis.monitor.v1.Empty
 	1,  // 13: manis.monitor.v1.Monitor.Resume:input_type -> manis.monitor.v1.Empty
-	10, // 14: manis.monitor.v1.Monitor.Exec:input_type -> manis.monitor.v1.ExecRequest
-	12, // 15: manis.monitor.v1.Monitor.ExecWait:input_type -> manis.monitor.v1.ExecWaitRequest
-	13, // 16: manis.monitor.v1.Monitor.ExecSignal:input_type -> manis.monitor.v1.ExecSignalRequest
+	11, // 14: manis.monitor.v1.Monitor.Exec:input_type -> manis.monitor.v1.ExecRequest
+	13, // 15: manis.monitor.v1.Monitor.ExecWait:input_type -> manis.monitor.v1.ExecWaitRequest
+	14, // 16: manis.monitor.v1.Monitor.ExecSignal:input_type -> manis.monitor.v1.ExecSignalRequest
 	1,  // 17: manis.monitor.v1.Monitor.Stats:input_type -> manis.monitor.v1.Empty
 	1,  // 18: manis.monitor.v1.Monitor.Top:input_type -> manis.monitor.v1.Empty
-	17, // 19: manis.monitor.v1.Monitor.CopyOut:input_type -> manis.monitor.v1.CopyOutRequest
-	19, // 20: manis.monitor.v1.Monitor.CopyIn:input_type -> manis.monitor.v1.CopyInRequest
-	20, // 21: manis.monitor.v1.Monitor.Update:input_type -> manis.monitor.v1.UpdateRequest
-	1,  // 22: manis.monitor.v1.Monitor.Start:output_type -> manis.monitor.v1.Empty
+	18, // 19: manis.monitor.v1.Monitor.CopyOut:input_type -> manis.monitor.v1.CopyOutRequest
+	20, // 20: manis.monitor.v1.Monitor.CopyIn:input_type -> manis.monitor.v1.CopyInRequest
+	21, // 21: manis.monitor.v1.Monitor.Update:input_type -> manis.monitor.v1.UpdateRequest
+	4,  // 22: manis.monitor.v1.Monitor.Start:output_type -> manis.monitor.v1.StartResponse
 	1,  // 23: manis.monitor.v1.Monitor.Attach:output_type -> manis.monitor.v1.Empty
-	6,  // 24: manis.monitor.v1.Monitor.Wait:output_type -> manis.monitor.v1.WaitResponse
+	7,  // 24: manis.monitor.v1.Monitor.Wait:output_type -> manis.monitor.v1.WaitResponse
 	1,  // 25: manis.monitor.v1.Monitor.Kill:output_type -> manis.monitor.v1.Empty
 	1,  // 26: manis.monitor.v1.Monitor.Stop:output_type -> manis.monitor.v1.Empty
 	1,  // 27: manis.monitor.v1.Monitor.Restart:output_type -> manis.monitor.v1.Empty
 	1,  // 28: manis.monitor.v1.Monitor.Resize:output_type -> manis.monitor.v1.Empty
 	1,  // 29: manis.monitor.v1.Monitor.Pause:output_type -> manis.monitor.v1.Empty
 	1,  // 30: manis.monitor.v1.Monitor.Resume:output_type -> manis.monitor.v1.Empty
-	11, // 31: manis.monitor.v1.Monitor.Exec:output_type -> manis.monitor.v1.ExecResponse
-	6,  // 32: manis.monitor.v1.Monitor.ExecWait:output_type -> manis.monitor.v1.WaitResponse
+	12, // 31: manis.monitor.v1.Monitor.Exec:output_type -> manis.monitor.v1.ExecResponse
+	7,  // 32: manis.monitor.v1.Monitor.ExecWait:output_type -> manis.monitor.v1.WaitResponse
 	1,  // 33: manis.monitor.v1.Monitor.ExecSignal:output_type -> manis.monitor.v1.Empty
-	14, // 34: manis.monitor.v1.Monitor.Stats:output_type -> manis.monitor.v1.StatsResponse
-	15, // 35: manis.monitor.v1.Monitor.Top:output_type -> manis.monitor.v1.TopResponse
-	18, // 36: manis.monitor.v1.Monitor.CopyOut:output_type -> manis.monitor.v1.CopyOutResponse
+	15, // 34: manis.monitor.v1.Monitor.Stats:output_type -> manis.monitor.v1.StatsResponse
+	16, // 35: manis.monitor.v1.Monitor.Top:output_type -> manis.monitor.v1.TopResponse
+	19, // 36: manis.monitor.v1.Monitor.CopyOut:output_type -> manis.monitor.v1.CopyOutResponse
 	1,  // 37: manis.monitor.v1.Monitor.CopyIn:output_type -> manis.monitor.v1.Empty
 	1,  // 38: manis.monitor.v1.Monitor.Update:output_type -> manis.monitor.v1.Empty
 	22, // [22:39] is the sub-list for method output_type
@@ -1483,7 +1531,7 @@ func file_api_monitor_monitor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_monitor_monitor_proto_rawDesc), len(file_api_monitor_monitor_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   20,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

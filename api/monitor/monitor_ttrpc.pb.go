@@ -8,7 +8,7 @@ import (
 )
 
 type MonitorService interface {
-	Start(context.Context, *StartRequest) (*Empty, error)
+	Start(context.Context, *StartRequest) (*StartResponse, error)
 	Attach(context.Context, *AttachRequest) (*Empty, error)
 	Wait(context.Context, *WaitRequest) (*WaitResponse, error)
 	Kill(context.Context, *KillRequest) (*Empty, error)
@@ -163,8 +163,8 @@ func NewMonitorClient(client *ttrpc.Client) MonitorService {
 	}
 }
 
-func (c *monitorClient) Start(ctx context.Context, req *StartRequest) (*Empty, error) {
-	var resp Empty
+func (c *monitorClient) Start(ctx context.Context, req *StartRequest) (*StartResponse, error) {
+	var resp StartResponse
 	if err := c.client.Call(ctx, "manis.monitor.v1.Monitor", "Start", req, &resp); err != nil {
 		return nil, err
 	}

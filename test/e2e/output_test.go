@@ -120,6 +120,17 @@ func TestTraceShowsThePhases(t *testing.T) {
 			t.Errorf("the trace lacks %q:\n%s", phase, r.stderr)
 		}
 	}
+	// What the monitor has measured is a part of "start", also of a container that was gone
+	// before anybody could look at it.
+	for range 3 {
+		r := w.manis("run", "--rm", "--trace", "box", "true")
+		start := strings.Index(r.stderr, "\n  start ")
+		for _, phase := range []string{"boot", "rootfs", "launch"} {
+			if at := strings.Index(r.stderr, "\n    "+phase+" "); start < 0 || at < start {
+				t.Errorf("the trace lacks %q below \"start\":\n%s", phase, r.stderr)
+			}
+		}
+	}
 	if !strings.Contains(r.stderr, " ms") || strings.Contains(r.stderr, "\x1b") {
 		t.Errorf("the trace:\n%s", r.stderr)
 	}
