@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -78,7 +79,7 @@ func (a *app) listImages(f imagesFlags) error {
 	if err != nil {
 		return err
 	}
-	all, err := images.List()
+	all, err := a.readable(images.List())
 	if err != nil {
 		return err
 	}
@@ -109,6 +110,26 @@ func (a *app) listImages(f imagesFlags) error {
 		table = `{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}`
 	}
 	return present.List(a.out, f.format, table, imageHeader, rows)
+}
+
+// readable takes a list of images as it is. Those that are too damaged to be in it are
+// told of on stderr, with what to do.
+func (a *app) readable(images []*image.Image, err error) ([]*image.Image, error) {
+	var damaged *image.DamagedError
+	if !errors.As(err, &damaged) {
+		return images, err
+	}
+	for _, d := range damaged.Images {
+		ref, what := d.ShortID(), d.ShortID()
+		if len(d.Names) > 0 {
+			what = strings.Join(d.Names, ", ")
+		}
+		if len(d.Names) == 1 {
+			ref = d.Names[0]
+		}
+		a.note("image %s is damaged and left out: %s (manis rmi %s removes it; then pull or load it again)", what, text(d.Err), ref)
+	}
+	return images, nil
 }
 
 func imageID(img *image.Image, whole bool) string {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"manis/cli/declare"
 	"manis/cli/terminal"
 	"manis/container"
+	"manis/image"
 )
 
 // Completion of a shell: names of what is there.
@@ -47,10 +49,16 @@ func (a *app) imageNames(_ *cobra.Command, args []string, _ string) ([]string, c
 		return nil, cobra.ShellCompDirectiveError
 	}
 	all, err := images.List()
-	if err != nil {
+	var damaged *image.DamagedError
+	if err != nil && !errors.As(err, &damaged) {
 		return nil, cobra.ShellCompDirectiveError
 	}
 	var names []string
+	if damaged != nil {
+		for _, d := range damaged.Images { // for rmi
+			names = append(names, d.Names...)
+		}
+	}
 	for _, img := range all {
 		for _, n := range img.Names {
 			names = append(names, n)

@@ -217,7 +217,7 @@ func (a *app) pruneImages(ctx context.Context, f pruneFlags) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	all, err := images.List()
+	all, err := a.readable(images.List())
 	if err != nil {
 		return 0, err
 	}

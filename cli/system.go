@@ -126,7 +126,7 @@ func (a *app) dfVerbose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	list, err := images.List()
+	list, err := a.readable(images.List())
 	if err != nil {
 		return err
 	}
@@ -260,7 +260,7 @@ func (a *app) info() (infoShape, error) {
 	if err != nil {
 		return i, err
 	}
-	list, err := images.List()
+	list, err := a.readable(images.List())
 	if err != nil {
 		return i, err
 	}

@@ -13,6 +13,7 @@ import (
 	"manis/cli/filter"
 	"manis/cli/present"
 	"manis/container"
+	"manis/image"
 	"manis/storage"
 )
 
@@ -88,15 +89,21 @@ func (a *app) dropUsers(ctx context.Context) {
 	if err != nil {
 		return
 	}
-	all, err := images.List()
-	if err != nil {
-		return
-	}
-	for _, img := range all {
-		for _, id := range img.Users {
+	drop := func(imageID string, users []string) {
+		for _, id := range users {
 			if !alive(id) {
-				images.RemoveUser(img.ID, id)
+				images.RemoveUser(imageID, id)
 			}
+		}
+	}
+	all, err := images.List()
+	for _, img := range all {
+		drop(img.ID, img.Users)
+	}
+	var damaged *image.DamagedError
+	if errors.As(err, &damaged) {
+		for _, d := range damaged.Images {
+			drop(d.ID, d.Users)
 		}
 	}
 }

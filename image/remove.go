@@ -264,11 +264,8 @@ func (s *Store) sweeper(c *catalog) (*sweeper, error) {
 	w := &sweeper{s: s, c: c, blobs: map[v1.Hash]int{}, roots: map[string]int{}}
 	for _, id := range c.ids() {
 		n, err := s.needs(c.Images[id])
-		if err != nil {
-			// A damaged image must not stop the removal of any other, nor its own.
-			if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrDigest) && !errors.Is(err, ErrInvalid) {
-				return nil, err
-			}
+		if err != nil && !isDamage(err) { // else it stops no other removal, nor its own
+			return nil, err
 		}
 		for _, b := range n.blobs {
 			w.blobs[b]++

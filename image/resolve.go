@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 
 	"manis/image/reference"
 )
@@ -86,23 +87,76 @@ func (s *Store) gone(id string) bool {
 	return err == nil && c.Images[id] == nil
 }
 
-// List returns all images, newest first as docker does.
+// A DamagedError comes with a list of images: these could not be read.
+type DamagedError struct{ Images []Damaged }
+
+// Damaged is an image whose manifest or config is missing or is not what it was. Remove
+// takes it away like any other.
+type Damaged struct {
+	ID    string
+	Names []string // short, with tags
+	Users []string // containers made from it
+	Err   error    // what is wrong
+}
+
+// ShortID is the ID as lists show it.
+func (d *Damaged) ShortID() string { return shortID(d.ID) }
+
+func (e *DamagedError) Error() string {
+	if len(e.Images) == 1 {
+		return e.Images[0].Err.Error()
+	}
+	return fmt.Sprintf("%d images are damaged, the first: %v", len(e.Images), e.Images[0].Err)
+}
+
+func (e *DamagedError) Unwrap() (errs []error) {
+	for _, d := range e.Images {
+		errs = append(errs, d.Err)
+	}
+	return errs
+}
+
+// isDamage reports whether an image that cannot be read for this reason will not be
+// readable later either, unlike for want of memory or descriptors.
+func isDamage(err error) bool {
+	for _, kind := range []error{ErrNotFound, ErrDigest, ErrInvalid, ErrTruncated, ErrUnsupported, ErrLimit, syscall.EIO} {
+		if errors.Is(err, kind) {
+			return true
+		}
+	}
+	return false
+}
+
+// List returns all images, newest first as docker does. With a *DamagedError the list
+// lacks the images that it names and is good otherwise.
 func (s *Store) List() ([]*Image, error) {
 	c, err := s.catalog()
 	if err != nil {
 		return nil, err
 	}
 	var images []*Image
+	var damaged DamagedError
 	for _, id := range c.ids() {
-		img, err := s.image(id, c.Images[id])
-		if errors.Is(err, ErrNotFound) && s.gone(id) {
-			continue // removed since the catalog was read
-		}
-		if err != nil {
+		r := c.Images[id]
+		img, err := s.image(id, r)
+		switch {
+		case err == nil:
+			images = append(images, img)
+		case errors.Is(err, ErrNotFound) && s.gone(id):
+			// removed since the catalog was read
+		case isDamage(err):
+			d := Damaged{ID: id, Users: r.Users, Err: err}
+			for _, n := range r.Names {
+				d.Names = append(d.Names, familiar(n))
+			}
+			damaged.Images = append(damaged.Images, d)
+		default:
 			return nil, err
 		}
-		images = append(images, img)
 	}
 	slices.SortStableFunc(images, func(a, b *Image) int { return b.Created.Compare(a.Created) })
+	if damaged.Images != nil {
+		return images, &damaged
+	}
 	return images, nil
 }

@@ -255,6 +255,74 @@ func TestRemove(t *testing.T) {
 	})
 }
 
+// A damaged image is told apart from the others, which it does not take with it.
+func TestDamagedImage(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		damage func(t *testing.T, s *Store, img *Image)
+		kind   error
+	}{
+		{"no manifest", func(t *testing.T, s *Store, img *Image) { os.Remove(s.blobs.Path(img.ManifestID)) }, ErrNotFound},
+		{"empty manifest", func(t *testing.T, s *Store, img *Image) { overwrite(t, s.blobs.Path(img.ManifestID), "") }, ErrDigest},
+		{"other manifest", func(t *testing.T, s *Store, img *Image) { overwrite(t, s.blobs.Path(img.ManifestID), "{}") }, ErrDigest},
+		{"huge manifest", func(t *testing.T, s *Store, img *Image) {
+			overwrite(t, s.blobs.Path(img.ManifestID), strings.Repeat(" ", maxManifest+1))
+		}, ErrLimit},
+		{"no config", func(t *testing.T, s *Store, img *Image) { os.Remove(s.blobs.Path(img.Manifest.Config.Digest)) }, ErrNotFound},
+		{"other config", func(t *testing.T, s *Store, img *Image) { overwrite(t, s.blobs.Path(img.Manifest.Config.Digest), "{}") }, ErrDigest},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := openStore(t)
+			bad := stock(t, s, smallImage(t, "bad"), "bad:1")
+			good := stock(t, s, smallImage(t, "good"), "good:1")
+			s.AddUser(bad.ID, "c")
+			tt.damage(t, s, bad)
+			list, err := s.List()
+			var damaged *DamagedError
+			if !errors.As(err, &damaged) || !errors.Is(err, tt.kind) {
+				t.Fatalf("list: %v", err)
+			}
+			if len(list) != 1 || list[0].ID != good.ID {
+				t.Errorf("the others: %v", list)
+			}
+			if len(damaged.Images) != 1 || damaged.Images[0].ID != bad.ID || !slices.Equal(damaged.Images[0].Names, []string{"bad:1"}) || !slices.Equal(damaged.Images[0].Users, []string{"c"}) {
+				t.Errorf("the damaged: %+v", damaged.Images)
+			}
+			if _, err := s.Usage(); err != nil {
+				t.Error(err)
+			}
+			s.RemoveUser(bad.ID, "c")
+			if _, err := s.Remove("bad:1", false); err != nil {
+				t.Error(err)
+			}
+			if list, err := s.List(); err != nil || len(list) != 1 {
+				t.Errorf("after the removal: %d images, %v", len(list), err)
+			}
+			whole(t, s, good)
+			// What is left of it is in nobody's way.
+			if _, err := s.Prune(false); err != nil {
+				t.Error(err)
+			}
+			if again := stock(t, s, smallImage(t, "bad"), "bad:1"); again.ID != bad.ID {
+				t.Errorf("again: %s, want %s", again.ID, bad.ID)
+			}
+			if list, err := s.List(); err != nil || len(list) != 2 {
+				t.Errorf("again: %d images, %v", len(list), err)
+			}
+		})
+	}
+}
+
+func overwrite(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil { // blobs are read-only
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o400); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestRemoveWhileRunning(t *testing.T) {
 	s := openStore(t)
 	img := stock(t, s, smallImage(t, "x"), "a")

@@ -207,3 +207,40 @@ func TestDiskUsageAddsUp(t *testing.T) {
 		t.Errorf("left after system prune -a: %s", got)
 	}
 }
+
+// An image whose manifest is damaged is named, with what to do, and is in no other's way.
+func TestDamagedImage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.load("box")
+	w.loadImage(boxWith(t, func(c *v1.Config) { c.Labels = map[string]string{"colour": "blue"} }), "blue:1")
+	b, err := os.ReadFile(filepath.Join(w.root, "images", "catalog.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var catalog struct {
+		Images map[string]struct{ Manifest v1.Hash }
+	}
+	if err := json.Unmarshal(b, &catalog); err != nil {
+		t.Fatal(err)
+	}
+	id := w.field("blue:1", "{{.Id}}")
+	manifest := filepath.Join(w.root, "images", "blobs", "sha256", catalog.Images[id].Manifest.Hex)
+	if err := os.Truncate(manifest, 100); err != nil {
+		t.Fatal(err)
+	}
+	r := w.manis("images", "--format", "{{.Repository}}")
+	if r.code != 0 || strings.TrimSpace(r.stdout) != "box" || !strings.Contains(r.stderr, "image blue:1 is damaged") || !strings.Contains(r.stderr, "manis rmi blue:1") {
+		t.Errorf("images: %s", r)
+	}
+	w.fails(125, "damaged", "run", "--rm", "blue:1", "true")
+	w.ok("rmi", "blue:1")
+	if r := w.manis("images", "-q"); r.code != 0 || r.stderr != "" || strings.Count(r.stdout, "\n") != 1 {
+		t.Errorf("images after rmi: %s", r)
+	}
+	w.ok("prune", "-f")
+	w.loadImage(boxWith(t, func(c *v1.Config) { c.Labels = map[string]string{"colour": "blue"} }), "blue:1")
+	if got := w.field("blue:1", "{{.Id}}"); got != id {
+		t.Errorf("loaded again: %s, was %s", got, id)
+	}
+}
