@@ -85,6 +85,7 @@ func (a *applier) entry(e *layer.Entry) error {
 		case len(e.Link) >= maxPath:
 			return fmt.Errorf("symbolic link with a target of %d bytes (at most %d allowed): %w", len(e.Link), maxPath-1, fault.ErrInvalid)
 		}
+		attr.Mode = 0o777 // whatever the archive says: Linux knows no other for them
 		ino, err = a.Symlink(attr, xattrs, []byte(e.Link))
 	case layer.Regular:
 		ino, err = a.file(attr, xattrs, e.Size)

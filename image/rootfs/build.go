@@ -24,7 +24,7 @@ import (
 )
 
 // Format is the version of what Build writes: of the bytes for given layers.
-const Format = 1
+const Format = 2
 
 // Image is a finished root file system: one file with the EROFS from byte 0
 // and its hash tree behind.
