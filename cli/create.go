@@ -54,7 +54,9 @@ func asInterrupted(ctx context.Context, err error) error {
 }
 
 // create makes a container of flags, image and command: everything of `run` before
-// anything runs. When it fails nothing is left of it.
+// anything runs. When it fails nothing is left of it. Flags that mean nothing give the exit
+// code 125, as docker's do before it asks its daemon; any other failure is the caller's to
+// grade.
 func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *container.Container, _ *container.Config, err error) {
 	host := declare.ThisHost()
 	host.VolumesFrom = a.volumesFrom
@@ -66,13 +68,13 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	}
 	if f.CIDFile != "" {
 		if _, err := os.Stat(f.CIDFile); err == nil {
-			return nil, nil, fail(exitFailed, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile))
+			return nil, nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
 		}
 	}
 	if f.Name != "" {
 		// Said before a pull; what happens meanwhile is found by Create.
 		if err := a.nameFree(f.Name); err != nil {
-			return nil, nil, fail(exitFailed, err)
+			return nil, nil, err
 		}
 	}
 
@@ -87,7 +89,7 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 		err = runnable(args[0], img.Platform)
 	}
 	if err != nil {
-		return nil, nil, fail(exitFailed, err)
+		return nil, nil, err
 	}
 	rootCtx, span := trace.Start(ctx, "image")
 	progress := a.progress(a.err, f.Quiet)
@@ -95,7 +97,7 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	progress.close()
 	span.End()
 	if err != nil {
-		return nil, nil, fail(exitFailed, err)
+		return nil, nil, err
 	}
 	defer release()
 
@@ -103,22 +105,22 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	defer span.End()
 	imageConfig, err := declare.ParseImageConfig(img.RawConfig)
 	if err != nil {
-		return nil, nil, fail(exitFailed, err)
+		return nil, nil, err
 	}
 	cfg, err := f.Config(&declare.Image{
 		Reference: args[0], ID: img.ID, Platform: img.Platform.String(), Config: imageConfig,
 	}, args[1:], host)
 	if err != nil {
-		return nil, nil, fail(exitFailed, err)
+		return nil, nil, err
 	}
 	c, err := a.store(ctx, cfg, images)
 	if err != nil {
-		return nil, nil, fail(exitFailed, err)
+		return nil, nil, err
 	}
 	if f.CIDFile != "" {
 		if err := writeNew(f.CIDFile, c.ID); err != nil {
 			a.discard(c)
-			return nil, nil, fail(exitFailed, fmt.Errorf("write the container ID file: %w", err))
+			return nil, nil, fmt.Errorf("write the container ID file: %w", err)
 		}
 	}
 	return c, cfg, nil

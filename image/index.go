@@ -19,7 +19,15 @@ func HostPlatform() v1.Platform {
 	return v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
 }
 
-// ParsePlatform reads "linux/arm64/v8". The operating system may be left out.
+// What images are made for: Go's names, and those that normal knows.
+var (
+	systems       = strings.Fields("aix android darwin dragonfly freebsd illumos ios js linux netbsd openbsd plan9 solaris wasip1 windows")
+	architectures = strings.Fields("386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm " +
+		"x86_64 x86-64 aarch64 armhf armel i386 i686")
+)
+
+// ParsePlatform reads "linux/arm64/v8". The operating system may be left out. What no
+// image can be for is an error here, before anybody asks a registry for it.
 func ParsePlatform(s string) (v1.Platform, error) {
 	parts := strings.Split(s, "/")
 	if len(parts) == 1 && parts[0] != "linux" {
@@ -39,6 +47,12 @@ func ParsePlatform(s string) (v1.Platform, error) {
 	}
 	if slices.Contains(parts, "") {
 		return v1.Platform{}, fmt.Errorf("platform %q (want os/architecture[/variant]): %w", s, ErrInvalid)
+	}
+	switch {
+	case !slices.Contains(systems, p.OS):
+		return v1.Platform{}, fmt.Errorf("platform %q: unknown operating system %q (want os/architecture[/variant], such as linux/amd64): %w", s, p.OS, ErrInvalid)
+	case !slices.Contains(architectures, p.Architecture):
+		return v1.Platform{}, fmt.Errorf("platform %q: unknown architecture %q (want os/architecture[/variant], such as linux/amd64): %w", s, p.Architecture, ErrInvalid)
 	}
 	return normal(p), nil
 }

@@ -157,6 +157,23 @@ func TestBadFlags(t *testing.T) {
 			w.in(t).fails(125, c.words, append([]string{"run"}, strings.Fields(c.args)...)...)
 		})
 	}
+	t.Run("create", func(t *testing.T) {
+		w := w.in(t)
+		w.fails(125, "sometimes", "create", "--restart", "sometimes", "box")
+		w.fails(1, "no-such-image", "create", "--pull", "never", "no-such-image")
+	})
+	t.Run("platform", func(t *testing.T) {
+		w := w.in(t)
+		// Refused before the registry, of which nothing answers, is asked.
+		for _, args := range [][]string{{"pull"}, {"run", "--pull", "always"}, {"create", "--pull", "always"}} {
+			want := 1
+			if args[0] == "run" {
+				want = 125
+			}
+			w.fails(want, `unknown operating system "toaster"`, append(args, "--platform", "toaster/x", "127.0.0.1:1/x")...)
+			w.fails(want, `unknown architecture "toaster"`, append(args, "--platform", "toaster", "127.0.0.1:1/x")...)
+		}
+	})
 	if ids := w.ok("ps", "-aq"); ids != "" {
 		t.Errorf("containers left by bad flags: %s", w.ok("ps", "-a", "--no-trunc"))
 	}
@@ -219,7 +236,7 @@ func TestClashes(t *testing.T) {
 	t.Run("name", func(t *testing.T) {
 		w := w.in(t)
 		w.fails(125, `"first" is already in use`, "run", "--rm", "--name", "first", "box", "true")
-		w.fails(125, `"first" is already in use`, "create", "--name", "first", "box", "true")
+		w.fails(1, `"first" is already in use`, "create", "--name", "first", "box", "true")
 		w.ok("create", "--name", "second", "box", "true")
 		w.fails(1, "already in use", "rename", "second", "first")
 	})
