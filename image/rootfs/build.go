@@ -96,7 +96,7 @@ func Build(ctx context.Context, file *os.File, layers []Layer, opts Options) (*I
 		return nil, err
 	}
 	defer b.Close()
-	t := &tree{Builder: b, maxEntries: limits.Entries}
+	t := &tree{Builder: b, maxEntries: limits.Entries, maxSteps: 1<<20 + stepsPerEntry*limits.Entries}
 	m := merge{tree: t, file: file, limits: limits, buf: make([]byte, 256<<10)}
 	if opts.Progress != nil {
 		m.progress = func(n int64) { m.done += n; opts.Progress(m.done, total) }

@@ -323,6 +323,7 @@ func TestRefusesHostileLayers(t *testing.T) {
 		{"whiteout of nothing at all", [][]ent{{"f a/.wh. x"}}, tight, fault.ErrInvalid, `entry "a/.wh.": whiteout of "": invalid`},
 		{"whiteout of the directory itself", [][]ent{{"f a/.wh.. x"}}, tight, fault.ErrInvalid, `entry "a/.wh..": whiteout of ".": invalid`},
 		{"whiteout of the parent", [][]ent{{"f a/.wh... x"}}, tight, fault.ErrInvalid, `entry "a/.wh...": whiteout of "..": invalid`},
+		{"whiteout as a directory behind a symlink", [][]ent{{"l a -> b/.wh.c", "f a/d x"}}, tight, fault.ErrInvalid, `entry "a/d": directory name with the reserved prefix ".wh.": invalid`},
 		{"whiteout as a parent directory", [][]ent{{"f .wh.a/b x"}}, tight, fault.ErrInvalid, `entry ".wh.a/b": directory name with the reserved prefix ".wh.": invalid`},
 		{"opaque as a parent directory", [][]ent{{"f .wh..wh..opq/b x"}}, tight, fault.ErrInvalid, `entry ".wh..wh..opq/b": directory name with the reserved prefix ".wh.": invalid`},
 		{"whiteout below a file", [][]ent{{"f a x"}, {"f a/.wh.b"}}, tight, fault.ErrInvalid, `entry "a/.wh.b": "a" is not a directory: invalid`},

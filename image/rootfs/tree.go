@@ -28,6 +28,11 @@ type tree struct {
 	entries    int64 // of all layers, directories made for them included
 	maxEntries int64
 
+	// steps are the names looked at to resolve paths and to hide what whiteouts
+	// hide. A few bytes of archive can ask for a walk through everything, again and again.
+	steps    int64
+	maxSteps int64
+
 	lastDir string // parent directory last resolved
 	lastIno erofs.Ino
 }
@@ -85,6 +90,9 @@ func (t *tree) walk(parts []string, create bool) (erofs.Ino, error) {
 	links := 0
 	todo := parts
 	for len(todo) > 0 {
+		if err := t.step(); err != nil {
+			return 0, err
+		}
 		name := todo[0]
 		todo = todo[1:]
 		switch name {
@@ -101,6 +109,9 @@ func (t *tree) walk(parts []string, create bool) (erofs.Ino, error) {
 		case !ok:
 			if len(name) > maxName {
 				return 0, fmt.Errorf("path component of %d bytes (at most %d allowed): %w", len(name), maxName, fault.ErrInvalid)
+			}
+			if strings.HasPrefix(name, whiteoutPrefix) { // of a link's target
+				return 0, fmt.Errorf("directory name with the reserved prefix %q: %w", whiteoutPrefix, fault.ErrInvalid)
 			}
 			if err := t.countEntry(); err != nil {
 				return 0, err
@@ -137,6 +148,17 @@ func (t *tree) walk(parts []string, create bool) (erofs.Ino, error) {
 func (t *tree) countEntry() error {
 	if t.entries++; t.entries > t.maxEntries {
 		return over("more entries than an image may have", t.maxEntries)
+	}
+	return nil
+}
+
+// stepsPerEntry is far more than images need that are no attack, and yet at the limit of
+// entries a matter of a minute.
+const stepsPerEntry = 64
+
+func (t *tree) step() error {
+	if t.steps++; t.steps > t.maxSteps {
+		return over("more names to be looked at than merging an image may take", t.maxSteps)
 	}
 	return nil
 }
@@ -191,6 +213,9 @@ func (t *tree) prune(dir erofs.Ino, keep func(erofs.Entry) bool) (stayed bool, e
 // hide removes an entry unless it is to be kept, or something below it is.
 // Recursion ends at erofs.MaxDepth.
 func (t *tree) hide(e erofs.Entry, keep func(erofs.Entry) bool) (stayed bool, err error) {
+	if err := t.step(); err != nil {
+		return true, err
+	}
 	stayed = keep(e)
 	if e.IsDir() {
 		below, err := t.prune(e.Ino, keep)
