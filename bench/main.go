@@ -35,30 +35,84 @@ func main() {
 	}
 }
 
-func run(ctx context.Context, args []string) error {
-	fs := flag.NewFlagSet("bench", flag.ExitOnError)
-	rounds := fs.Int("rounds", 10, "`number` of starts of each runtime; the other sections take a third of it")
-	only := fs.String("only", strings.Join(sectionNames, ","), "`sections` to measure, by comma")
-	out := fs.String("out", filepath.Join(top(), "bench", "results"), "`directory` for the numbers and the page")
-	binary := fs.String("manis", filepath.Join(top(), "bin", "manis"), "`path` of the binary to measure")
-	accel := fs.String("accel", "auto", "acceleration of Manis: auto, kvm or tcg")
-	skip := fs.String("skip", "", "`runtimes` to leave out, by comma")
-	mib := fs.Int64("data", 64, "`MiB` of each data file")
+// options are what the flags say.
+type options struct {
+	rounds        int
+	sections      []string // to measure
+	skip          []string // runtimes to leave out
+	out           string
+	binary, accel string
+	data          int64 // MiB of each file
+	network       int64 // bytes
+	stdio         int64 // bytes
+}
+
+func parse(args []string, usage io.Writer) (*options, error) {
+	o := new(options)
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(usage)
+	fs.IntVar(&o.rounds, "rounds", 10, "`number` of starts of each runtime; the other sections take a third of it")
+	fs.Var(&choice{&o.sections, "section", sectionNames}, "only", "`sections` to measure, by comma: "+strings.Join(sectionNames, ", "))
+	fs.StringVar(&o.out, "out", filepath.Join(top(), "bench", "results"), "`directory` for the numbers and the page")
+	fs.StringVar(&o.binary, "manis", filepath.Join(top(), "bin", "manis"), "`path` of the binary to measure")
+	fs.StringVar(&o.accel, "accel", "auto", "acceleration of Manis: auto, kvm or tcg")
+	fs.Var(&choice{&o.skip, "runtime", subjectNames}, "skip", "`runtimes` to leave out, by comma: "+strings.Join(subjectNames, ", "))
+	fs.Int64Var(&o.data, "data", 64, "`MiB` of each data file")
 	network := fs.Int64("network", 256, "`MiB` through the network, each way")
 	stdio := fs.Int64("stdio", 1000, "`MB` through the standard streams, each way")
-	fs.Parse(args)
-	if fs.NArg() > 0 || *rounds < 1 || *mib < 1 || *network < 1 || *stdio < 1 {
-		fs.Usage()
-		return errors.New("wrong arguments")
+	if err := fs.Parse(args); err != nil {
+		return nil, err
 	}
-	sections := strings.Split(*only, ",")
-	for _, s := range sections {
-		if !slices.Contains(sectionNames, s) {
-			return fmt.Errorf("unknown section %q: there are %s", s, strings.Join(sectionNames, ", "))
+	if fs.NArg() > 0 || o.rounds < 1 || o.data < 1 || *network < 1 || *stdio < 1 {
+		fs.Usage()
+		return nil, errors.New("wrong arguments")
+	}
+	if o.sections == nil {
+		o.sections = sectionNames
+	}
+	o.network, o.stdio = *network<<20, *stdio*1e6
+	return o, nil
+}
+
+// choice is a flag of some of the names that there are. A name that nobody knows is an
+// error: it would choose something else than its user believes.
+type choice struct {
+	chosen *[]string
+	what   string
+	known  []string
+}
+
+func (c *choice) String() string {
+	if c.chosen == nil {
+		return ""
+	}
+	return strings.Join(*c.chosen, ",")
+}
+
+// Set adds to what was chosen before: the flag may be given again.
+func (c *choice) Set(s string) error {
+	for name := range strings.SplitSeq(s, ",") {
+		name = strings.TrimSpace(name)
+		if !slices.Contains(c.known, name) {
+			return fmt.Errorf("unknown %s %q: there are %s", c.what, name, strings.Join(c.known, ", "))
+		}
+		if !slices.Contains(*c.chosen, name) {
+			*c.chosen = append(*c.chosen, name)
 		}
 	}
+	return nil
+}
+
+func run(ctx context.Context, args []string) error {
+	o, err := parse(args, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	log := io.Writer(os.Stderr)
-	w, err := newWorkshop(ctx, *mib, log)
+	w, err := newWorkshop(ctx, o.data, log)
 	if w != nil {
 		defer w.close()
 	}
@@ -66,10 +120,10 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	b := &bench{
-		Report: &Report{Date: time.Now(), Rounds: *rounds, Host: host(ctx, *accel), Versions: make(map[string]string)},
-		w:      w, rounds: *rounds, network: *network << 20, stdio: *stdio * 1e6, log: log,
+		Report: &Report{Date: time.Now(), Rounds: o.rounds, Host: host(ctx, o.accel), Versions: make(map[string]string)},
+		w:      w, rounds: o.rounds, network: o.network, stdio: o.stdio, log: log,
 	}
-	if err := b.gather(ctx, *binary, *accel, strings.Split(*skip, ",")); err != nil {
+	if err := b.gather(ctx, o); err != nil {
 		return err
 	}
 	defer b.clean()
@@ -77,7 +131,7 @@ func run(ctx context.Context, args []string) error {
 		name    string
 		measure func(context.Context) error
 	}{{"start", b.start}, {"memory", b.memory}, {"files", b.files}, {"network", b.net}, {"stdio", b.streams}} {
-		if slices.Contains(sections, s.name) {
+		if slices.Contains(o.sections, s.name) {
 			if err := s.measure(ctx); err != nil {
 				return err
 			}
@@ -86,7 +140,7 @@ func run(ctx context.Context, args []string) error {
 	if err := b.table(os.Stdout); err != nil {
 		return err
 	}
-	data, page, err := b.save(*out)
+	data, page, err := b.save(o.out)
 	if err != nil {
 		return err
 	}
@@ -95,19 +149,11 @@ func run(ctx context.Context, args []string) error {
 }
 
 // gather finds what can be measured here, and loads the image.
-func (b *bench) gather(ctx context.Context, binary, accel string, skip []string) error {
-	wanted := func(name string) bool { return !slices.Contains(skip, name) }
-	if _, err := os.Stat(binary); err != nil {
-		b.skip("all", "manis", fmt.Errorf("%w (make build)", err))
-	} else if wanted("manis") {
-		m := newManis(binary, b.w.dir, b.w.run).variant("manis", "--accel", accel)
-		b.manis = m
-		// Also when it is not among the sections: the others need the image.
-		if err := b.image(ctx); err != nil {
-			b.manis = nil
+func (b *bench) gather(ctx context.Context, o *options) error {
+	wanted := func(name string) bool { return !slices.Contains(o.skip, name) }
+	if wanted("manis") {
+		if err := b.prepare(ctx, o); err != nil {
 			b.skip("all", "manis", err)
-		} else {
-			b.subjects = append(b.subjects, m)
 		}
 	}
 	found, missing := peers(ctx, b.w, wanted)
@@ -122,6 +168,25 @@ func (b *bench) gather(ctx context.Context, binary, accel string, skip []string)
 	for _, s := range b.subjects {
 		b.Versions[s.name()] = s.version(ctx)
 	}
+	return nil
+}
+
+// prepare makes Manis a subject. The image that is loaded for that is measured as well, if
+// that is among the sections.
+func (b *bench) prepare(ctx context.Context, o *options) error {
+	if _, err := os.Stat(o.binary); err != nil {
+		return fmt.Errorf("%w (make build)", err)
+	}
+	m := newManis(o.binary, b.w.dir, b.w.run).variant("manis", "--accel", o.accel)
+	took, err := m.load(ctx, b.w.layout)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(o.sections, "image") {
+		b.add("image", "load and convert", m.name(), "MB/s", true, mb(uint64(len(dataFiles))*uint64(b.w.bytes))/took.Seconds())
+	}
+	b.manis = m
+	b.subjects = append(b.subjects, m)
 	return nil
 }
 

@@ -199,18 +199,6 @@ func (b *bench) memory(ctx context.Context) error {
 	})
 }
 
-func (b *bench) image(ctx context.Context) error {
-	if b.manis == nil {
-		return nil
-	}
-	took, err := b.manis.load(ctx, b.w.layout)
-	if err != nil {
-		return err
-	}
-	b.add("image", "load and convert", "manis", "MB/s", true, mb(uint64(len(dataFiles))*uint64(b.w.bytes))/took.Seconds())
-	return nil
-}
-
 func (b *bench) files(ctx context.Context) error {
 	const reads = 4000
 	return b.interleaved(ctx, "files", max(1, b.rounds/3), func(ctx context.Context, s subject) error {

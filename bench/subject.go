@@ -36,6 +36,9 @@ type subject interface {
 	members(ctx context.Context, cmd *exec.Cmd) (map[string][]int, error)
 }
 
+// subjectNames are those of all that can be measured.
+var subjectNames = []string{"manis", "runc", "crun", "runsc"}
+
 var counter atomic.Int64
 
 // fresh returns a container's name that no other has.
