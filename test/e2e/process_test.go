@@ -79,8 +79,9 @@ func (w *world) start(connect func(*exec.Cmd, *running) error, args ...string) *
 	if err := w.launch(p.cmd); err != nil {
 		w.t.Fatalf("%s: %v", p.name, err)
 	}
+	done := p.done // terminal puts another in its place
 	go func() {
-		defer close(p.done)
+		defer close(done)
 		p.exit = p.cmd.Wait()
 	}()
 	w.t.Cleanup(func() {
