@@ -4,14 +4,16 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
 	"manis/vmm"
 )
 
-// guestRAM is how the memory backend's file is called in /proc/PID/smaps.
-const guestRAM = "/memfd:memory-backend-memfd"
+// guestRAM are the names of the guest's RAM in /proc/PID/smaps: a file without a name, or
+// in the jail that of a frozen machine.
+var guestRAM = []string{"/memfd:memory-backend-memfd", memoryPath}
 
 // readMaps adds up a /proc/PID/smaps (proc(5)): for each mapping a line with
 // its name, then lines of "Field: n kB".
@@ -35,7 +37,7 @@ func readMaps(r io.Reader) (vmm.Memory, error) {
 		case len(f) < 2:
 		case !strings.HasSuffix(f[0], ":"):
 			add()
-			guest = len(f) >= 6 && f[5] == guestRAM
+			guest = len(f) >= 6 && slices.Contains(guestRAM, f[5])
 		case f[0] == "Pss:":
 			pss = kilobytes(f[1])
 		case f[0] == "Private_Dirty:":
