@@ -8,7 +8,6 @@ import (
 	"manis/monitor"
 	"manis/place"
 	"manis/trace"
-	"manis/vmm/qemu"
 )
 
 // chooseAccel finds out, before the machine is started, what will execute its
@@ -30,7 +29,7 @@ func (a *app) chooseAccel(ctx context.Context, c *container.Container) error {
 	}
 	ctx, span := trace.Start(ctx, "accelerator")
 	defer span.End()
-	choice, err := monitor.Accelerators(places, qemu.New(""), guest).Choose(ctx, cfg.Accel)
+	choice, err := monitor.Accelerators(places, monitor.Driver(places), guest).Choose(ctx, cfg.Accel)
 	if err != nil {
 		return err
 	}

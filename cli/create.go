@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"manis/cli/declare"
+	"manis/cli/terminal"
 	"manis/container"
 	"manis/image"
 	"manis/monitor"
@@ -239,6 +240,9 @@ func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Clien
 	}
 	if err := a.chooseAccel(ctx, c); err != nil {
 		return nil, err
+	}
+	if terminal.Is(a.err) {
+		a.announceTemplate(ctx, c)
 	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()

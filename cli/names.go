@@ -113,6 +113,7 @@ func without(names, used []string) []string {
 func (a *app) completeDeclaration(cmd *cobra.Command) {
 	values := map[string][]string{
 		"accel":      {"auto", "kvm", "tcg"},
+		"boot":       {"auto", "template", "cold"},
 		"pull":       {"always", "missing", "never"},
 		"network":    {"user", "none"},
 		"restart":    {"no", "always", "on-failure", "unless-stopped"},

@@ -185,7 +185,9 @@ type endpointShape struct {
 // manisShape is what docker has no place for.
 type manisShape struct {
 	// Accel as it was asked for; VM.accel is what it came to.
-	Accel      string
+	Accel string
+	// Boot is the template that the machine came from, or why it was booted.
+	Boot       string `json:",omitempty"`
 	MonitorPid int
 	VM         json.RawMessage `json:",omitempty"`
 	// Jail is the part of VM that says what confines it.
@@ -271,7 +273,7 @@ func shapeOf(dir string, cfg *container.Config, st *container.State) *containerS
 		s.Mounts = append(s.Mounts, shape)
 	}
 	s.Manis = manisShape{
-		Accel: cfg.Accel, MonitorPid: st.MonitorPID, Directory: dir, Scratch: cfg.Scratch,
+		Accel: cfg.Accel, Boot: st.Boot, MonitorPid: st.MonitorPID, Directory: dir, Scratch: cfg.Scratch,
 		HostAccess: hostAccessShape{cfg.Network.AllowHostLoopback, cfg.Network.AllowLinkLocal},
 		MonitorLog: filepath.Join(dir, "monitor.log"), StoppedByUs: st.StoppedByUser,
 	}

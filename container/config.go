@@ -56,6 +56,9 @@ type Config struct {
 
 	// Accel is auto, kvm or tcg.
 	Accel string
+	// Boot is how its machine comes to be: from a template ("template"), by booting
+	// ("cold"), or by a template unless there can be none ("auto", or empty).
+	Boot string `json:",omitempty"`
 }
 
 // Process is the first process of a container, or one that exec adds.

@@ -41,6 +41,7 @@ type machine struct {
 	address  string
 	gateway  string
 	mac      string
+	boot     string // see container.State
 	releases []func()
 	// populations are volumes that the agent fills while it creates the container.
 	populations []*storage.Population
@@ -60,30 +61,15 @@ func (m *machine) later(f func()) { m.releases = append(m.releases, f) }
 // also with an error, to be released.
 func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	b := &machine{}
-	guest, err := place.FindGuest()
+	vm, driver, err := Machine(ctx, m.places, m.cfg)
 	if err != nil {
 		return b, err
 	}
-	driver := qemu.New("")
-	driver.Cache = filepath.Join(m.places.Cache, "qemu")
-	accel, err := Accelerators(m.places, driver, guest).Choose(ctx, m.cfg.Accel)
-	if err != nil {
-		return b, err
-	}
-	memory, vcpus, err := spec.Machine(m.cfg)
-	if err != nil {
-		return b, err
-	}
+	vm.RunDir = m.c.RunDir()
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
 		Driver: driver,
-		VM: vmm.Config{
-			Kernel: guest.Kernel, Initrd: guest.Initramfs,
-			MemoryBytes: memory, VCPUs: vcpus,
-			Accel: accel.Accel, RunDir: m.c.RunDir(),
-			// The kernel's dummy driver would greet every container with a card.
-			Cmdline: []string{"dummy.numdummies=0"},
-		},
+		VM:     vm,
 		Setup: &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
 	}
 	if err := m.disks(ctx, b, &cfg, &env); err != nil {
@@ -98,12 +84,44 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if b.request, err = spec.Build(m.cfg, env); err != nil {
 		return b, err
 	}
-	b.request.Id = containerID
+	b.request.Id, b.request.Ephemeral = containerID, m.throwaway()
 	if err := m.template(ctx, b, &cfg, driver); err != nil {
 		return b, err
 	}
 	b.sandbox, err = sandbox.Start(ctx, cfg)
 	return b, err
+}
+
+// Machine is the machine that a container of this configuration gets, without its
+// devices, and what starts it.
+func Machine(ctx context.Context, places *place.Places, cfg *container.Config) (vmm.Config, *qemu.Driver, error) {
+	guest, err := place.FindGuest()
+	if err != nil {
+		return vmm.Config{}, nil, err
+	}
+	driver := Driver(places)
+	accel, err := Accelerators(places, driver, guest).Choose(ctx, cfg.Accel)
+	if err != nil {
+		return vmm.Config{}, nil, err
+	}
+	memory, vcpus, err := spec.Machine(cfg)
+	if err != nil {
+		return vmm.Config{}, nil, err
+	}
+	return vmm.Config{
+		Kernel: guest.Kernel, Initrd: guest.Initramfs,
+		MemoryBytes: memory, VCPUs: vcpus,
+		Accel: accel.Accel,
+		// The kernel's dummy driver would greet every container with a card.
+		Cmdline: []string{"dummy.numdummies=0"},
+	}, driver, nil
+}
+
+// Driver starts the machines of this user.
+func Driver(places *place.Places) *qemu.Driver {
+	driver := qemu.New("")
+	driver.Cache = filepath.Join(places.Cache, "qemu")
+	return driver
 }
 
 // Accelerators decides what executes the guest's code, for monitors and for

@@ -134,6 +134,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		Gateway:      machine.gateway,
 		MAC:          machine.mac,
 		VM:           encode(info),
+		Boot:         machine.boot,
 	}
 	if m.startTrace == nil {
 		m.startTrace = m.spans.JSON()

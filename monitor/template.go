@@ -18,40 +18,19 @@ import (
 // its own.
 const templateMAC = "02:00:00:00:00:01"
 
+// freezeWord tells a guest's kernel, and by it the agent, that it is going to be frozen:
+// what every clone would do first, the agent does at once.
+const freezeWord = "manis.freeze"
+
 // Templates is the store of templates of this user, for monitors and front ends alike.
 func Templates(places *place.Places, driver *qemu.Driver) *template.Store {
 	return template.Open(filepath.Join(places.Cache, "template"), driver)
 }
 
-// template makes the machine go on from a template instead of booting. Where that cannot be it
-// boots, and the reason stands in the monitor's log.
-func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config, driver *qemu.Driver) error {
-	if os.Getenv("MANIS_BOOT") == "cold" {
-		return nil
-	}
-	ctx, span := trace.Start(ctx, "template")
-	defer span.End()
-	vm := slots(cfg.VM)
-	t, err := Templates(m.places, driver).Get(ctx, vm, nil)
-	if err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
-		fmt.Fprintf(os.Stderr, "booting instead of cloning a template: %v\n", err)
-		return nil
-	}
-	b.later(t.Close)
-	vm.Frozen = t.Frozen()
-	cfg.VM = vm
-	if cfg.MAC == "" {
-		cfg.MAC = templateMAC
-	}
-	return nil
-}
-
-// slots gives a machine the devices that every template has, with those of c in their
-// places and the others empty.
-func slots(c vmm.Config) vmm.Config {
+// TemplateOf is the machine whose template a machine like c goes on from: it has the
+// devices that every template has, with those of c in their places and the others
+// empty.
+func TemplateOf(c vmm.Config) vmm.Config {
 	disks := []vmm.Disk{{Serial: rootSerial, ReadOnly: true}, {Serial: scratchSerial}}
 	for i := range disks {
 		for _, d := range c.Disks {
@@ -69,8 +48,36 @@ func slots(c vmm.Config) vmm.Config {
 		}
 	}
 	c.Disks, c.Shares = disks, shares
-	if c.NIC == nil {
-		c.NIC = &vmm.NIC{MAC: templateMAC}
-	}
+	c.NIC = &vmm.NIC{MAC: templateMAC}
+	c.Cmdline = append(c.Cmdline[:len(c.Cmdline):len(c.Cmdline)], freezeWord)
 	return c
+}
+
+// template makes the machine go on from a template instead of booting. Where that cannot
+// be it boots, and the reason is kept in the state and the monitor's log.
+func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config, driver *qemu.Driver) error {
+	b.boot = "cold (asked for)"
+	if m.cfg.Boot == "cold" {
+		return nil
+	}
+	ctx, span := trace.Start(ctx, "template")
+	defer span.End()
+	vm := TemplateOf(cfg.VM)
+	t, err := Templates(m.places, driver).Get(ctx, vm, nil)
+	if err != nil {
+		if ctx.Err() != nil || m.cfg.Boot == "template" {
+			return err
+		}
+		b.boot = fmt.Sprintf("cold (%v)", err)
+		fmt.Fprintf(os.Stderr, "booting instead of cloning a template: %v\n", err)
+		return nil
+	}
+	b.later(t.Close)
+	b.boot = "template " + t.Info.Key
+	vm.Frozen = t.Frozen()
+	cfg.VM = vm
+	if cfg.MAC == "" {
+		cfg.MAC = templateMAC
+	}
+	return nil
 }

@@ -481,8 +481,11 @@ type CreateContainerRequest struct {
 	// /dev/pts, /dev/shm, /dev/mqueue, /sys, /sys/fs/cgroup) come first, each of
 	// them unless the list has a mount of that destination.
 	NoDefaultMounts bool `protobuf:"varint,19,opt,name=no_default_mounts,json=noDefaultMounts,proto3" json:"no_default_mounts,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Nothing that the container writes outlives the machine: its disks need not be
+	// synced when it ends.
+	Ephemeral     bool `protobuf:"varint,20,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -644,6 +647,13 @@ func (x *CreateContainerRequest) GetPrivileged() bool {
 func (x *CreateContainerRequest) GetNoDefaultMounts() bool {
 	if x != nil {
 		return x.NoDefaultMounts
+	}
+	return false
+}
+
+func (x *CreateContainerRequest) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
 	}
 	return false
 }
@@ -2849,7 +2859,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xc4\x06\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xe2\x06\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -2874,7 +2884,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\n" +
 	"privileged\x18\x12 \x01(\bR\n" +
 	"privileged\x12*\n" +
-	"\x11no_default_mounts\x18\x13 \x01(\bR\x0fnoDefaultMounts\x1a:\n" +
+	"\x11no_default_mounts\x18\x13 \x01(\bR\x0fnoDefaultMounts\x12\x1c\n" +
+	"\tephemeral\x18\x14 \x01(\bR\tephemeral\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +

@@ -78,6 +78,7 @@ func (f *Flags) Config(img *Image, args []string, h Host) (*container.Config, er
 		Init: f.init, ReadOnly: f.readOnly,
 		AutoRemove: f.Remove,
 		Accel:      f.accel,
+		Boot:       f.boot,
 	}
 	if c.Hostname == "" {
 		c.Hostname = id[:12]
@@ -279,6 +280,11 @@ func (f *Flags) setLog(c *container.Config, _ *Image, _ []string, _ Host) error 
 	case "auto", "kvm", "tcg":
 	default:
 		return fmt.Errorf("invalid --accel %q: must be auto, kvm or tcg", f.accel)
+	}
+	switch f.boot {
+	case "auto", "template", "cold":
+	default:
+		return fmt.Errorf("invalid --boot %q: must be auto, template or cold", f.boot)
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func TestImageAlone(t *testing.T) {
 			Test: []string{"CMD", "check"}, Interval: time.Minute, Timeout: 30 * time.Second,
 			StartInterval: 5 * time.Second, Retries: 3,
 		},
-		Log: container.Log{Driver: "json-file"}, Accel: "auto",
+		Log: container.Log{Driver: "json-file"}, Accel: "auto", Boot: "auto",
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got\n%+v, want\n%+v", c, want)
@@ -198,6 +198,7 @@ func TestFlags(t *testing.T) {
 			container.Log{Driver: "json-file", MaxBytes: 10 << 20, MaxFiles: 3}},
 		{"no log", "--log-driver none", nil, func(c *container.Config) any { return c.Log.Driver }, "none"},
 		{"accel", "--accel tcg", nil, func(c *container.Config) any { return c.Accel }, "tcg"},
+		{"boot", "--boot cold", nil, func(c *container.Config) any { return c.Boot }, "cold"},
 
 		{"mounts", "-v /b/x:/b -v cache:/b/c:ro --mount type=volume,dst=/d --tmpfs /e:size=1m -v /var/data", nil, func(c *container.Config) any {
 			var all []string
@@ -317,6 +318,7 @@ func TestMistakes(t *testing.T) {
 		{"--log-opt max-file=0", "max-file"},
 		{"--log-driver none --log-opt max-size=1", "driver none"},
 		{"--accel fast", "auto, kvm or tcg"},
+		{"--boot warm", "auto, template or cold"},
 		{"--pull sometimes", "pull option"},
 		{"--pid host", "virtual machine"},
 		{"--ipc host", "virtual machine"},

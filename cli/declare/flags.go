@@ -80,6 +80,7 @@ type Flags struct {
 	logDriver   string
 	logOpt      List
 	accel       string
+	boot        string
 }
 
 type healthFlags struct {
@@ -177,6 +178,7 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&f.logDriver, "log-driver", "json-file", `Logging driver for the container ("json-file", "none")`)
 	fs.Var(&f.logOpt, "log-opt", `Log driver options ("max-size=SIZE", "max-file=N")`)
 	fs.StringVar(&f.accel, "accel", "auto", `How the VM runs ("auto", "kvm", "tcg")`)
+	fs.StringVar(&f.boot, "boot", "auto", `Where the VM comes from ("auto", "template", "cold")`)
 
 	// Docker's flags about sharing with the host. They are known, so that what
 	// is wrong with them can be said.

@@ -10,10 +10,17 @@ import (
 	"strings"
 
 	"github.com/docker/go-units"
+	"github.com/spf13/pflag"
 
 	"manis/container"
 	"manis/storage"
 )
+
+// SizeFlags adds the flags that set the size of a container's machine.
+func SizeFlags(fs *pflag.FlagSet, r *container.Resources) {
+	fs.VarP((*bytesValue)(&r.MemoryBytes), "memory", "m", "Memory limit of the containers")
+	fs.Var((*cpusValue)(&r.MilliCPUs), "cpus", "Number of CPUs of the containers")
+}
 
 func (f *Flags) setResources(c *container.Config, _ *Image, _ []string, h Host) error {
 	r := &c.Resources

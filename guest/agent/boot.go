@@ -47,11 +47,16 @@ func Run(version string) error {
 }
 
 func run(version string) error {
-	// A small heap: the machine's memory is the container's.
-	debug.SetGCPercent(50)
-	debug.SetMemoryLimit(48 << 20)
+	// A small heap: the machine's memory is the container's. But no collection while a
+	// container starts, which begins with some 2 MB: under emulation, the code of the
+	// collector alone takes tens of milliseconds to be translated.
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(24 << 20)
 	if err := userSpace(); err != nil {
 		return err
+	}
+	if toBeFrozen() {
+		rehearse()
 	}
 	port, err := openPort(portName)
 	if err != nil {

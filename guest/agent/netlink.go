@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -240,10 +241,31 @@ func (p *plan) onLink(a netip.Addr) bool {
 	return a.IsLinkLocalUnicast()
 }
 
+// defaultDevice is the card that a template has, wanted or not.
+const defaultDevice = "eth0"
+
+// withdraw takes a device away from its driver, and so from the sandbox, where there is one.
+func withdraw(device string) error {
+	target := make([]byte, 256)
+	n, err := unix.Readlink("/sys/class/net/"+device+"/device", target)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("withdraw %s: %w", device, err)
+	}
+	name := string(target[:n])
+	name = name[strings.LastIndexByte(name, '/')+1:]
+	if err := writeFile("/sys/class/net/"+device+"/device/driver/unbind", name); err != nil {
+		return fmt.Errorf("withdraw %s: %w", device, err)
+	}
+	return nil
+}
+
 // connect gives the sandbox its network device.
 func connect(n *api.Network) error {
 	if n == nil || n.Device == "" {
-		return nil
+		return withdraw(defaultDevice)
 	}
 	p, err := parseNetwork(n)
 	if err != nil {

@@ -558,7 +558,7 @@ func (s *service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 		c.mu.Unlock()
 		return reply, nil
 	}
-	if err := c.sync(); err == nil {
+	if !c.request.Ephemeral && c.sync() == nil {
 		reply.Synced = true
 	}
 	return reply, nil
