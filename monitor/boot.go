@@ -112,8 +112,14 @@ func Machine(ctx context.Context, places *place.Places, cfg *container.Config) (
 		Kernel: guest.Kernel, Initrd: guest.Initramfs,
 		MemoryBytes: memory, VCPUs: vcpus,
 		Accel: accel.Accel,
-		// The kernel's dummy driver would greet every container with a card.
-		Cmdline: []string{"dummy.numdummies=0"},
+		Cmdline: []string{
+			// The kernel's dummy driver would greet every container with a card.
+			"dummy.numdummies=0",
+			// In the agent's environment: its goroutines are preempted at function calls
+			// only. A clone finds all of them overdue, and translating the code of the
+			// signals that interrupt them would take longer than they run.
+			"GODEBUG=asyncpreemptoff=1",
+		},
 	}, driver, nil
 }
 

@@ -118,7 +118,7 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 	if c.NIC != nil {
 		a = append(a,
 			"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", inherit(c.NIC.Conn)),
-			"-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,mac="+c.NIC.MAC)
+			"-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,guest_announce=off,mac="+c.NIC.MAC)
 	}
 	for i, s := range c.Shares {
 		model := "none"
