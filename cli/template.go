@@ -82,6 +82,18 @@ func (a *app) templateBuildCommand() *cobra.Command {
 	return cmd
 }
 
+// templateKeys completes the keys of templates.
+func (a *app) templateKeys(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var keys []string
+	if store, err := a.templates(); err == nil {
+		all, _ := store.List()
+		for _, i := range all {
+			keys = append(keys, i.Key[:shortKey])
+		}
+	}
+	return keys, cobra.ShellCompDirectiveNoFileComp
+}
+
 // shortKey is how much of a key is shown.
 const shortKey = 12
 
@@ -136,9 +148,10 @@ func (a *app) templateListCommand() *cobra.Command {
 func (a *app) templateInspectCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:   "inspect [OPTIONS] TEMPLATE [TEMPLATE...]",
-		Short: "Display what templates were made of",
-		Args:  needs(1, -1),
+		Use:               "inspect [OPTIONS] TEMPLATE [TEMPLATE...]",
+		Short:             "Display what templates were made of",
+		Args:              needs(1, -1),
+		ValidArgsFunction: a.templateKeys,
 		RunE: func(_ *cobra.Command, args []string) error {
 			store, err := a.templates()
 			if err != nil {
@@ -162,9 +175,11 @@ func (a *app) templateInspectCommand() *cobra.Command {
 func (a *app) templateRemoveCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use:     "rm [OPTIONS] [TEMPLATE...]",
-		Aliases: []string{"remove"},
-		Short:   "Remove templates that no container uses",
+		Use:               "rm [OPTIONS] [TEMPLATE...]",
+		Aliases:           []string{"remove"},
+		Short:             "Remove templates that no container uses",
+		Args:              needs(0, -1),
+		ValidArgsFunction: a.templateKeys,
 		RunE: func(_ *cobra.Command, args []string) error {
 			store, err := a.templates()
 			if err != nil {
