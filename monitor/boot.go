@@ -70,7 +70,7 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	cfg := sandbox.Config{
 		Driver: driver,
 		VM:     vm,
-		Setup: &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
+		Setup:  &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
 	}
 	if err := m.disks(ctx, b, &cfg, &env); err != nil {
 		return b, err

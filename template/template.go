@@ -404,7 +404,12 @@ func (s *Store) freeze(ctx context.Context, c vmm.Config, memoryPath, statePath 
 	if c.NIC != nil {
 		c.NIC = &vmm.NIC{MAC: c.NIC.MAC}
 	}
-	c.RunDir = ""
+	// In the directory that is removed in any case.
+	c.RunDir = filepath.Join(filepath.Dir(memoryPath), "run")
+	if err := os.Mkdir(c.RunDir, 0o700); err != nil {
+		return err
+	}
+	defer os.Remove(c.RunDir)
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errHung)
 	defer cancel()
 	v, err := s.driver.Start(ctx, c)
