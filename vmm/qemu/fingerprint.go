@@ -32,7 +32,9 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 	for i := range c.Disks {
 		c.Disks[i].File = nil
 	}
-	args, _, err := arguments(&c, d.install, d.tscKHz)
+	// The frequency of the clock is measured, each time a little differently.
+	const coarse = 50_000
+	args, _, err := arguments(&c, d.install, (d.tscKHz+coarse/2)/coarse*coarse)
 	if err != nil {
 		return "", nil, err
 	}
