@@ -363,7 +363,7 @@ func TestVolumeOverAKilledMachine(t *testing.T) {
 	lines = strings.Fields(q.wait().stdout)
 	said = lines[len(lines)-1]
 	w.ok("start", "layer")
-	if got := w.sh("layer", "cat /log"); !strings.Contains(got, "line "+said+"\n") {
-		t.Errorf("line %s was said to be durable in the writable layer", said)
+	if got := w.sh("layer", "cat /log"); !strings.Contains(got+"\n", "line "+said+"\n") {
+		t.Errorf("line %s was said to be durable in the writable layer; the file begins with %q", said, got[:min(len(got), 80)])
 	}
 }
