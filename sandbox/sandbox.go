@@ -38,6 +38,8 @@ type Config struct {
 	Attach func(ctx context.Context, conn net.Conn) error
 	// MAC is the card's hardware address.
 	MAC string
+	// Hold makes a card that is served when Claim says by whom.
+	Hold bool
 	// BootTimeout bounds one attempt to get the agent's first answer, Attempts
 	// is how often to try: a guest without KVM may hang in the calibration
 	// of its timers when the host is busy. Zero means 30 s and 2.
@@ -54,8 +56,10 @@ type Sandbox struct {
 	// guestStart is the host's time at which the guest's monotonic clock began.
 	guestStart time.Time
 
+	life    context.Context // until Kill
 	cancel  context.CancelFunc
 	network sync.WaitGroup
+	card    net.Conn // of Hold, until Claim
 }
 
 // ErrEnded is wrapped by the error of a call whose machine ended before it
@@ -91,7 +95,7 @@ var errHung = errors.New("the guest does not answer")
 
 func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, err error) {
 	life, cancel := context.WithCancel(context.Background())
-	s := &Sandbox{cancel: cancel}
+	s := &Sandbox{life: life, cancel: cancel}
 	defer func() {
 		if err != nil {
 			s.Kill()
@@ -99,24 +103,19 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	}()
 
 	vmConfig := cfg.VM
-	if cfg.Attach == nil && vmConfig.Frozen != nil {
+	if cfg.Attach == nil && !cfg.Hold && vmConfig.Frozen != nil {
 		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC} // a clone has what its template has
 	}
-	if cfg.Attach != nil {
+	if cfg.Attach != nil || cfg.Hold {
 		ours, theirs, err := socketpair()
 		if err != nil {
 			return nil, fmt.Errorf("connect the network card: %w", err)
 		}
 		defer theirs.Close()
 		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC, Conn: theirs}
-		s.network.Add(1)
-		go func() {
-			defer s.network.Done()
-			defer ours.Close()
-			stop := context.AfterFunc(life, func() { ours.Close() })
-			defer stop()
-			cfg.Attach(life, ours)
-		}()
+		if s.card = ours; cfg.Attach != nil {
+			s.attach(cfg.Attach)
+		}
 	}
 
 	_, span := trace.Start(ctx, "spawn")
@@ -130,21 +129,10 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	}
 	s.client = agent.NewAgentClient(s.link.Control())
 
-	setup := cfg.Setup
-	setup.Version = wire.Version
-	setup.Entropy = make([]byte, 64)
-	rand.Read(setup.Entropy)
-	setup.ClockUnixNs = time.Now().UnixNano()
-
-	phase := "boot"
-	if vmConfig.Frozen != nil {
-		phase = "setup"
-	}
-	bootCtx, span := trace.Start(ctx, phase)
+	bootCtx, span := trace.Start(ctx, "boot")
 	callCtx, stop := context.WithTimeout(bootCtx, timeout)
 	defer stop()
-	s.guest, err = call(callCtx, s, setup, s.client.Setup)
-	end := time.Now()
+	err = s.setUp(callCtx, cfg.Setup)
 	span.End()
 	switch {
 	case err == nil:
@@ -158,13 +146,55 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	if s.guest.Version != wire.Version {
 		return nil, fmt.Errorf("set up the virtual machine: its agent speaks protocol %d, this manis %d (rebuild the guest image: make build)", s.guest.Version, wire.Version)
 	}
-	// The guest's own clock tells the kernel's work from the agent's.
-	s.guestStart = end.Add(-time.Duration(s.guest.DoneNs))
 	if vmConfig.Frozen == nil {
 		s.record(bootCtx, []*agent.Span{{Name: "kernel", EndNs: s.guest.ReadyNs}})
 	}
 	s.record(bootCtx, []*agent.Span{{Name: "agent", StartNs: s.guest.ReceivedNs, EndNs: s.guest.DoneNs}})
 	return s, nil
+}
+
+// attach has the card served until the end.
+func (s *Sandbox) attach(serve func(ctx context.Context, conn net.Conn) error) {
+	card := s.card
+	s.card = nil
+	s.network.Go(func() {
+		defer card.Close()
+		stop := context.AfterFunc(s.life, func() { card.Close() })
+		defer stop()
+		serve(s.life, card)
+	})
+}
+
+// Claim turns a sandbox that was started with Hold, and has no container, into one of
+// this configuration: its disks are put into the machine's slots, its network behind the
+// card, and the setup is repeated with new entropy.
+func (s *Sandbox) Claim(ctx context.Context, cfg Config) error {
+	for _, d := range cfg.VM.Disks {
+		if err := s.vm.Insert(ctx, d); err != nil {
+			return err
+		}
+	}
+	if cfg.Attach != nil && s.card != nil {
+		s.attach(cfg.Attach)
+	}
+	if err := s.setUp(ctx, cfg.Setup); err != nil {
+		return fmt.Errorf("set up the virtual machine: %w", err)
+	}
+	return nil
+}
+
+// setUp makes the machine unique, or unique again.
+func (s *Sandbox) setUp(ctx context.Context, setup *agent.SetupRequest) (err error) {
+	setup.Version = wire.Version
+	setup.Entropy = make([]byte, 64)
+	rand.Read(setup.Entropy)
+	setup.ClockUnixNs = time.Now().UnixNano()
+	s.guest, err = call(ctx, s, setup, s.client.Setup)
+	// The guest's own clock tells the kernel's work from the agent's.
+	if err == nil {
+		s.guestStart = time.Now().Add(-time.Duration(s.guest.DoneNs))
+	}
+	return err
 }
 
 // record adds spans of the guest's monotonic time to the trace. They are as
@@ -283,6 +313,10 @@ func (s *Sandbox) Kill() error {
 		s.link.Close()
 	}
 	s.cancel()
+	if s.card != nil {
+		s.card.Close()
+		s.card = nil
+	}
 	s.network.Wait()
 	return err
 }

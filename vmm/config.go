@@ -46,6 +46,9 @@ type Config struct {
 	NIC *NIC
 	// Accel is resolved by the caller: a driver does not guess. Empty means AccelTCG.
 	Accel Accel
+	// CodeCache bounds the memory for translated code where the guest is emulated, bytes;
+	// 0 is what a start fills. The guest does not see it.
+	CodeCache uint64
 	// ConsoleLimit is how many of the console's last bytes are kept; 0 means 64 KiB.
 	ConsoleLimit int
 	// RunDir is an existing directory of the caller in which the driver may

@@ -71,6 +71,10 @@ type VM interface {
 	// Listening is closed when the guest's agent has opened its end of the stream
 	// for the first time. It stays open where the VM goes on from a frozen one.
 	Listening() <-chan struct{}
+	// Insert puts a file into the slot of the disk with this serial that was empty at
+	// the start, in place of what it holds, while the guest does not use the disk. The
+	// file is duplicated.
+	Insert(ctx context.Context, d Disk) error
 	// Freeze stops a VM with a MemoryFile for good and writes to state what is not in that
 	// file. The caller kills the VM in any case; after success memory and state
 	// are what Frozen takes.

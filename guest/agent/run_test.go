@@ -12,10 +12,18 @@ import (
 	api "manis/api/agent"
 )
 
-func TestSetupComesFirstAndOnce(t *testing.T) {
+// A machine is set up before everything else, and again only while it has no container.
+func TestSetupComesFirst(t *testing.T) {
 	m := theMachine(t)
-	if _, err := m.agent.Setup(deadline(t), setupRequest()); status.Code(err) != codes.FailedPrecondition {
+	if _, err := m.agent.Setup(deadline(t), setupRequest()); err != nil {
 		t.Errorf("second Setup: %v", err)
+	}
+	if r := m.run(t, sh("exit 7"), nil); r.ExitCode != 7 {
+		t.Errorf("after the second Setup: %+v", r.WaitResponse)
+	}
+	sleeper(t, m, nil)
+	if _, err := m.agent.Setup(deadline(t), setupRequest()); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("Setup beside a container: %v", err)
 	}
 	if _, err := m.agent.Stats(deadline(t), &api.ContainerRef{Id: "nobody"}); status.Code(err) != codes.NotFound {
 		t.Errorf("unknown container: %v", err)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	api "manis/api/agent"
 	"manis/api/wire"
 )
 
@@ -25,6 +26,7 @@ type service struct {
 
 	mu         sync.Mutex
 	isSetUp    bool
+	network    *api.Network // as it was set up
 	containers map[string]*container
 }
 

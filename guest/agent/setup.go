@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 
 	api "manis/api/agent"
 	"manis/api/wire"
@@ -29,8 +30,10 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.isSetUp {
-		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox is already set up"))
+	// A machine that has waited for its container is set up again: as long as there is
+	// none, nothing depends on what was set.
+	if s.isSetUp && len(s.containers) > 0 {
+		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox is already set up and has a container"))
 	}
 	if err := addEntropy(r.Entropy); err != nil {
 		return nil, err
@@ -47,8 +50,11 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if err := writeSysctls(unix.AT_FDCWD, "/proc/sys/", r.Sysctls); err != nil {
 		return nil, err
 	}
-	if err := connect(r.Network); err != nil {
-		return nil, err
+	if !s.isSetUp || !proto.Equal(r.Network, s.network) {
+		if err := connect(r.Network); err != nil {
+			return nil, err
+		}
+		s.network = r.Network
 	}
 	for _, share := range r.Shares {
 		if err := mountShare(share.Tag); err != nil {

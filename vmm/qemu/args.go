@@ -91,7 +91,7 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 	if c.Accel == vmm.AccelKVM {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
 	} else {
-		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", translationCache), "-cpu", emulatedCPU)
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", max(c.CodeCache>>20, translationCache)), "-cpu", emulatedCPU)
 	}
 	a = append(a,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
@@ -168,30 +168,42 @@ const slotBytes = 16 << 40
 // blockNode returns the block device node for a disk whose descriptor is in set.
 func blockNode(name string, set int, d vmm.Disk) (string, error) {
 	if d.File == nil {
+		// Two nodes, so that the lower one can be exchanged.
 		b, err := json.Marshal(map[string]any{
-			"node-name": name, "driver": "null-co", "size": int64(slotBytes), "read-zeroes": true, "read-only": d.ReadOnly,
+			"node-name": name, "driver": "raw", "read-only": d.ReadOnly, "file": map[string]any{
+				"driver": "null-co", "size": int64(slotBytes), "read-zeroes": true, "read-only": d.ReadOnly,
+			},
 		})
 		return string(b), err
 	}
+	node, err := fileNode(name, set, d)
+	if err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(node)
+	return string(b), err
+}
+
+// fileNode is the block device node of a disk's file, whose descriptor is in set.
+func fileNode(name string, set int, d vmm.Disk) (map[string]any, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(d.File.Fd()), &st); err != nil {
-		return "", fmt.Errorf("disk %s: %w", d.Serial, err)
+		return nil, fmt.Errorf("disk %s: %w", d.Serial, err)
 	}
 	driver := "file"
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		if st.Size == 0 || st.Size%512 != 0 {
-			return "", fmt.Errorf("%w: disk %s has %d bytes, not a multiple of 512", vmm.ErrConfig, d.Serial, st.Size)
+			return nil, fmt.Errorf("%w: disk %s has %d bytes, not a multiple of 512", vmm.ErrConfig, d.Serial, st.Size)
 		}
 	case unix.S_IFBLK:
 		driver = "host_device"
 	default:
-		return "", fmt.Errorf("%w: disk %s is neither a file nor a block device", vmm.ErrConfig, d.Serial)
+		return nil, fmt.Errorf("%w: disk %s is neither a file nor a block device", vmm.ErrConfig, d.Serial)
 	}
-	b, err := json.Marshal(map[string]any{
+	return map[string]any{
 		"node-name": name, "driver": driver, "filename": fmt.Sprintf("/dev/fdset/%d", set),
 		"read-only": d.ReadOnly, "auto-read-only": false, "aio": "threads", "discard": "unmap",
 		"cache": map[string]bool{"direct": false, "no-flush": d.Sync == vmm.SyncUnsafe},
-	})
-	return string(b), err
+	}, nil
 }

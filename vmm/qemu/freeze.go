@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,7 @@ func (v *machine) Freeze(ctx context.Context, state *os.File) error {
 	if err := v.execute(ctx, "migrate-set-capabilities", ignoreShared, nil); err != nil {
 		return err
 	}
-	if err := v.monitor.pass(ctx, "state", state); err != nil {
+	if err := v.monitor.pass(ctx, "getfd", map[string]any{"fdname": "state"}, state); err != nil {
 		return err
 	}
 	if err := v.execute(ctx, "migrate", map[string]any{"uri": "fd:state"}, nil); err != nil {
@@ -85,14 +86,55 @@ func (v *machine) Freeze(ctx context.Context, state *os.File) error {
 	}
 }
 
-// pass gives QEMU a descriptor under a name (QMP getfd). It waits its turn like
-// execute.
-func (m *monitor) pass(ctx context.Context, name string, f *os.File) error {
+// Insert implements vmm.VM. The slot's upper node stays, and with it what the guest
+// believes of the disk; the node below is exchanged.
+func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
+	slot := slices.IndexFunc(v.config.Disks, func(s vmm.Disk) bool { return s.Serial == d.Serial })
+	if slot < 0 || v.config.Disks[slot].File != nil || v.config.Disks[slot].ReadOnly != d.ReadOnly {
+		return fmt.Errorf("%w: no empty slot for disk %s", vmm.ErrConfig, d.Serial)
+	}
+	v.mu.Lock()
+	v.inserted++
+	n, before := v.inserted, v.below[slot]
+	v.mu.Unlock()
+	set := len(v.config.Disks) + n
+	node, err := fileNode(fmt.Sprintf("file%d", n), set, d)
+	if err != nil {
+		return err
+	}
+	if err := v.monitor.pass(ctx, "add-fd", map[string]any{"fdset-id": set}, d.File); err != nil {
+		return err
+	}
+	if err := v.execute(ctx, "blockdev-add", node, nil); err != nil {
+		return err
+	}
+	if err := v.execute(ctx, "blockdev-reopen", map[string]any{"options": []any{map[string]any{
+		"node-name": fmt.Sprintf("disk%d", slot), "driver": "raw", "read-only": d.ReadOnly, "file": node["node-name"],
+	}}}, nil); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	if v.below == nil {
+		v.below = map[int]int{}
+	}
+	v.below[slot] = n
+	v.mu.Unlock()
+	if before == 0 {
+		return nil
+	}
+	if err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": fmt.Sprintf("file%d", before)}, nil); err != nil {
+		return err
+	}
+	return v.execute(ctx, "remove-fd", map[string]any{"fdset-id": len(v.config.Disks) + before}, nil)
+}
+
+// pass executes a command that takes a descriptor. It waits its turn like execute.
+func (m *monitor) pass(ctx context.Context, name string, arguments any, f *os.File) error {
 	conn, ok := m.conn.(*net.UnixConn)
 	if !ok {
 		return errors.New("pass a descriptor to QEMU: not by this connection")
 	}
-	return m.send(ctx, "getfd", map[string]any{"fdname": name}, nil, func(line []byte) error {
+	return m.send(ctx, name, arguments, nil, func(line []byte) error {
 		_, _, err := conn.WriteMsgUnix(line, unix.UnixRights(int(f.Fd())), nil)
 		return err
 	})

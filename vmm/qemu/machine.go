@@ -47,9 +47,13 @@ type machine struct {
 	exit   vmm.Exit
 	killed bool
 	paused bool // as asked for
-	seen   events
-	facts  []vmm.Confinement
-	once   sync.Once
+	// inserted counts the files that were put into slots; below says for a slot which
+	// of them it holds.
+	inserted int
+	below    map[int]int
+	seen     events
+	facts    []vmm.Confinement
+	once     sync.Once
 }
 
 // events is what QEMU said about the end.
