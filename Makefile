@@ -26,7 +26,7 @@ build: binaries guest
 
 binaries:
 	@mkdir -p bin
-	$(BUILD) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/manis
+	$(BUILD) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/manis ./cmd/manisd
 
 # The guest image: kernel (minutes, once) and initramfs, where bin/manis finds them.
 guest: kernel initramfs

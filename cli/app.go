@@ -7,6 +7,7 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"manis/container"
 	"manis/image"
@@ -51,6 +53,9 @@ func Main(args []string) int {
 	if len(args) == 2 && args[0] == "monitor" {
 		return monitor.Main(ctx, args[1])
 	}
+	if len(args) == 2 && args[0] == "standby" {
+		return standby(ctx, args[1])
+	}
 	// The wire's library logs what nobody can help, like an answer that came when nobody
 	// waited any more. Errors that matter are returned.
 	log.L.Logger.SetOutput(io.Discard)
@@ -66,6 +71,24 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetErr(a.err)
 	cmd, err := root.ExecuteContextC(ctx)
 	return a.report(cmd, err)
+}
+
+// standby is the body of `manis standby SIZE`, which manisd starts: SIZE is JSON. On descriptor
+// 3 it says what becomes of it, and the end of descriptor 4 ends it while it waits.
+func standby(ctx context.Context, size string) int {
+	var cfg container.Config
+	err := json.Unmarshal([]byte(size), &cfg)
+	if err == nil {
+		w, idle := os.NewFile(3, "reports"), os.NewFile(4, "idle")
+		unix.CloseOnExec(3)
+		unix.CloseOnExec(4)
+		err = monitor.StandbyMain(ctx, &cfg, w, idle)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 // status is an error with an exit code. A nil err prints nothing.

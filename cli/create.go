@@ -15,6 +15,7 @@ import (
 	"manis/container"
 	"manis/image"
 	"manis/monitor"
+	"manis/place"
 	"manis/trace"
 )
 
@@ -246,7 +247,16 @@ func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Clien
 	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()
-	return monitor.Spawn(ctx, c, monitor.SpawnOptions{Environ: places.Environ()})
+	return monitor.Spawn(ctx, c, monitor.SpawnOptions{Environ: places.Environ(), Pool: a.pool(ctx, places, c)})
+}
+
+// pool lists the machines that wait for a container like c.
+func (a *app) pool(ctx context.Context, places *place.Places, c *container.Container) []string {
+	cfg, err := c.Config()
+	if err != nil {
+		return nil
+	}
+	return monitor.Waiting(ctx, places, cfg)
 }
 
 // writeNew writes a file that must not be there yet.

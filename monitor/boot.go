@@ -14,6 +14,7 @@ import (
 	"manis/container/spec"
 	"manis/host"
 	"manis/image"
+	"manis/image/rootfs"
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
@@ -85,6 +86,9 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	b.request.Id, b.request.Ephemeral = containerID, m.throwaway()
+	if m.claimed(ctx, b, &cfg) {
+		return b, nil
+	}
 	if err := m.template(ctx, b, &cfg, driver); err != nil {
 		return b, err
 	}
@@ -153,11 +157,7 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 		return err
 	}
 	b.later(release)
-	env.Verity = &agent.Verity{
-		RootHash: root.RootHash, Salt: root.Salt, Algorithm: root.Algorithm,
-		DataBlockBytes: uint32(root.BlockSize), HashBlockBytes: uint32(root.BlockSize),
-		DataBlocks: uint64(root.DataBlocks), HashOffset: uint64(root.HashOffset),
-	}
+	env.Verity = verityOf(root)
 	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: rootSerial, File: root.File, ReadOnly: true})
 	if m.cfg.ReadOnly || m.cfg.Scratch.Memory {
 		return nil
@@ -174,6 +174,15 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: scratchSerial, File: scratch, Sync: sync})
 	env.ScratchDisk = scratchSerial
 	return nil
+}
+
+// verityOf says how the guest checks a root filesystem.
+func verityOf(root *rootfs.Image) *agent.Verity {
+	return &agent.Verity{
+		RootHash: root.RootHash, Salt: root.Salt, Algorithm: root.Algorithm,
+		DataBlockBytes: uint32(root.BlockSize), HashBlockBytes: uint32(root.BlockSize),
+		DataBlocks: uint64(root.DataBlocks), HashOffset: uint64(root.HashOffset),
+	}
 }
 
 // scratch opens the container's writable layer and makes it the first time.
@@ -298,18 +307,23 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 		b.ports = append(b.ports, container.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.GuestPort, Protocol: string(p.Proto)})
 	}
 	a := stack.Guest()
-	setup := &agent.Network{
-		Device: nicDevice, Mac: a.MAC.String(), Mtu: uint32(a.MTU),
-		Addresses: []string{a.IPv4.String()}, Gateways: []string{a.Gateway4.String()},
-	}
-	if a.IPv6.IsValid() {
-		setup.Addresses = append(setup.Addresses, a.IPv6.String())
-		setup.Gateways = append(setup.Gateways, a.Gateway6.String())
-	}
-	cfg.Setup.Network = setup
+	cfg.Setup.Network = guestNetwork(&a)
 	cfg.MAC = a.MAC.String()
 	cfg.Attach = stack.Serve
 	b.address, b.gateway, b.mac = a.IPv4.Addr().String(), a.Gateway4.String(), a.MAC.String()
 	env.Network = &a
 	return nil
+}
+
+// guestNetwork is what the agent sets up of a network.
+func guestNetwork(a *network.Addresses) *agent.Network {
+	n := &agent.Network{
+		Device: nicDevice, Mac: a.MAC.String(), Mtu: uint32(a.MTU),
+		Addresses: []string{a.IPv4.String()}, Gateways: []string{a.Gateway4.String()},
+	}
+	if a.IPv6.IsValid() {
+		n.Addresses = append(n.Addresses, a.IPv6.String())
+		n.Gateways = append(n.Gateways, a.Gateway6.String())
+	}
+	return n
 }

@@ -34,6 +34,9 @@ type Client struct {
 type SpawnOptions struct {
 	// Executable is the manis binary; empty means this process's own.
 	Executable string
+	// Pool are the sockets of machines that wait for a container like this one, to be tried in
+	// this order before a monitor is started; see Waiting.
+	Pool []string
 	// Environ is added to the environment, such as place.Places.Environ.
 	Environ []string
 }
@@ -62,6 +65,9 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 		return nil, fmt.Errorf("start monitor: %w", err)
 	}
 	defer log.Close()
+	if claim(ctx, opt.Pool, c, theirs, log) {
+		return newClient(c, conn)
+	}
 	cmd := exec.Command(exe, "monitor", c.ID)
 	cmd.Args[0] = "manis"
 	cmd.Env = append(os.Environ(), opt.Environ...)

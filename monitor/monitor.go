@@ -32,6 +32,9 @@ type Monitor struct {
 	log    *logFile // nil with the log driver none
 	spans  *trace.Recorder
 
+	// standby is the machine for the first round, if there is one.
+	standby *Standby
+
 	// start is closed by the first Start request: the first process may run.
 	start     chan struct{}
 	startOnce sync.Once
@@ -74,11 +77,19 @@ func serve(ctx context.Context, id string) error {
 	if err != nil {
 		return fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
 	}
-	defer first.Close()
 	places, err := place.Find("", "")
 	if err != nil {
+		first.Close()
 		return err
 	}
+	return own(ctx, places, id, first, nil, nil)
+}
+
+// own is the life of a monitor from the moment that it knows its container. first is the
+// connection to the front end. ready, if not nil, is called when the container is this
+// process's; standby is a machine that waits for a container, or nil.
+func own(ctx context.Context, places *place.Places, id string, first net.Conn, standby *Standby, ready func()) error {
+	defer first.Close()
 	if err := places.Make(); err != nil {
 		return err
 	}
@@ -95,12 +106,15 @@ func serve(ctx context.Context, id string) error {
 		return err
 	}
 	defer lock.Close()
+	if ready != nil {
+		ready()
+	}
 	cfg, err := c.Config()
 	if err != nil {
 		return err
 	}
 	m := &Monitor{
-		c: c, cfg: cfg, places: places,
+		c: c, cfg: cfg, places: places, standby: standby,
 		start:   make(chan struct{}),
 		started: make(chan struct{}),
 		changed: make(chan struct{}),

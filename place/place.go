@@ -156,6 +156,13 @@ func (p *Places) Containers() string { return filepath.Join(p.Root, "containers"
 func (p *Places) Images() string     { return filepath.Join(p.Root, "images") }
 func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
 
+// Pool is where machines that wait for a container have their sockets, named
+// TEMPLATE-PID, and each a directory.
+func (p *Places) Pool() string { return filepath.Join(p.Run, "pool") }
+
+// StandbyDir is the name in Pool of the directory of a waiting machine's process.
+func StandbyDir(pid int) string { return fmt.Sprintf(".run-%d", pid) }
+
 // Registries is the file that says how to reach image registries.
 func (p *Places) Registries() string { return filepath.Join(p.Config, "registries.json") }
 
