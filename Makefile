@@ -41,6 +41,11 @@ initramfs:
 
 install:
 	install -D -m 755 bin/manis $(DESTDIR)$(PREFIX)/bin/manis
+	install -D -m 755 bin/manisd $(DESTDIR)$(PREFIX)/bin/manisd
+	@for kind in system user; do \
+		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind && \
+		sed 's|@PREFIX@|$(PREFIX)|' deploy/systemd/$$kind/manisd.service >$(DESTDIR)$(PREFIX)/lib/systemd/$$kind/manisd.service || exit 1; \
+	done
 	install -D -m 644 guest/image/vmlinuz $(DESTDIR)$(PREFIX)/lib/manis/vmlinuz
 	install -D -m 644 guest/image/initramfs $(DESTDIR)$(PREFIX)/lib/manis/initramfs
 

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -143,13 +144,12 @@ func (k *Keeper) follow(ctx context.Context, tell func(event)) (waited bool, err
 	cmd.Env, cmd.Dir, cmd.Stderr = k.Environ, "/", said
 	cmd.ExtraFiles = []*os.File{theirs, idleR}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	err = cmd.Start()
+	err = startIdle(cmd)
 	theirs.Close()
 	idleR.Close()
 	if err != nil {
 		return false, err
 	}
-	unix.SchedSetAttr(cmd.Process.Pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
 	ended := make(chan error, 1)
 	go func() {
 		err := cmd.Wait()
@@ -177,6 +177,22 @@ func (k *Keeper) follow(ctx context.Context, tell func(event)) (waited bool, err
 		err = fmt.Errorf("it ended")
 	}
 	return waited, err
+}
+
+// startIdle starts a process that runs when nobody else wants the processor. All its threads
+// and children inherit that from the thread that forks here.
+func startIdle(cmd *exec.Cmd) error {
+	runtime.LockOSThread()
+	policy := func(p uint32) error {
+		return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: p}, 0)
+	}
+	idle := policy(unix.SCHED_IDLE) == nil
+	err := cmd.Start()
+	// A thread that cannot come back ends with its goroutine, still locked.
+	if !idle || policy(unix.SCHED_NORMAL) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }
 
 // tidy removes what a process that was killed has left.
