@@ -25,7 +25,9 @@ var (
 	ErrAmbiguous = errors.New("more than one container matches")
 	// ErrRunning: the operation needs a container that does not run.
 	ErrRunning = errors.New("container is running")
-	ErrName    = errors.New("invalid container name")
+	// ErrBusy: the container does not run, but its files are being copied.
+	ErrBusy = errors.New("container is busy")
+	ErrName = errors.New("invalid container name")
 )
 
 // Store is a directory of containers. It holds no state in memory: any number
@@ -33,7 +35,7 @@ var (
 //
 //	ID/config.json   Config, replaced as a whole
 //	ID/state.json    State, replaced as a whole, written by the lock's holder
-//	ID/lock          held by the monitor for its life
+//	ID/lock          held by the monitor for its life, or while files are copied
 //	ID/...           the monitor's files: logs, scratch disk
 //	lock             flock held while names are given or taken
 type Store struct {
@@ -210,6 +212,13 @@ func (c *Container) RunDir() string { return filepath.Join(c.store.run, c.ID[:16
 // Socket is the address of the monitor's control socket.
 func (c *Container) Socket() string { return filepath.Join(c.RunDir(), "control") }
 
+// CopyDir is what RunDir is, for a monitor that only copies files: what a killed one leaves
+// there says nothing about the container.
+func (c *Container) CopyDir() string { return c.RunDir() + ".cp" }
+
+// CopySocket is the address of the control socket of a monitor that only copies files.
+func (c *Container) CopySocket() string { return filepath.Join(c.CopyDir(), "control") }
+
 // Config reads the configuration.
 func (c *Container) Config() (*Config, error) {
 	cfg := new(Config)
@@ -289,12 +298,27 @@ func (c *Container) SetState(s *State) error {
 }
 
 // Lock takes the container for its monitor, or for its removal. It fails
-// with ErrRunning when it is taken. The lock ends with the file's closing or the
-// process; the file must not be inherited by a child.
+// with ErrRunning when it is taken, with ErrBusy when that is for a copy. The lock ends
+// with the file's closing or the process; the file must not be inherited by a child.
 //
 // It is a lock of an open file description (fcntl), not flock's: whether it is taken
 // can be asked without taking it, so who only looks gets in nobody's way.
-func (c *Container) Lock() (*os.File, error) {
+func (c *Container) Lock() (*os.File, error) { return c.lock(toOwn) }
+
+// LockForCopy takes a container that does not run for as long as files are copied to or
+// from it. It fails as Lock does. Nothing else is changed by it: the container's state
+// is what it was, and it is not Monitored.
+func (c *Container) LockForCopy() (*os.File, error) { return c.lock(toCopy) }
+
+// What a lock is for is told by how much of the file it covers, so that it is known in the
+// instant in which the lock is taken, and ends with it: every lock begins at the first
+// byte; that of an owner goes on to the end, that for a copy does not.
+const (
+	toOwn  int64 = 0 // fcntl's "to the end"
+	toCopy int64 = 1
+)
+
+func (c *Container) lock(purpose int64) (*os.File, error) {
 	f, err := os.OpenFile(c.lockPath(), os.O_RDWR, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -302,10 +326,13 @@ func (c *Container) Lock() (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock container %s: %w", c.ID[:12], err)
 	}
-	if err := exclude(f); err != nil {
+	if err := exclude(f, purpose); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EACCES) {
-			return nil, fmt.Errorf("container %s: %w", c.ID[:12], ErrRunning)
+		switch {
+		case errors.Is(err, ErrRunning):
+			return nil, fmt.Errorf("container %s: %w", c.ID[:12], err)
+		case errors.Is(err, ErrBusy):
+			return nil, fmt.Errorf("%w: files are being copied to or from %s", err, c.ID[:12])
 		}
 		return nil, fmt.Errorf("lock container %s: %w", c.ID[:12], err)
 	}
@@ -322,31 +349,58 @@ const lockName = "lock"
 
 func (c *Container) lockPath() string { return filepath.Join(c.Dir(), lockName) }
 
-// exclude takes the lock for writing, or fails with EAGAIN. Those who have waited in
-// AwaitRelease hold it for reading, for an instant: that is waited for.
-func exclude(f *os.File) error {
+// exclude takes the lock for writing, or fails with ErrRunning or ErrBusy. Those who have
+// waited in AwaitRelease hold it for reading, for an instant: that is waited for.
+func exclude(f *os.File, purpose int64) error {
 	for {
-		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		err := unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK, Len: purpose})
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES) {
 			return err
 		}
 		holder := unix.Flock_t{Type: unix.F_WRLCK}
-		if unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder) != nil || holder.Type == unix.F_WRLCK {
+		if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder); err != nil {
 			return err
+		}
+		if holder.Type == unix.F_WRLCK {
+			if holder.Len == toCopy {
+				return ErrBusy
+			}
+			return ErrRunning
 		}
 		runtime.Gosched()
 	}
 }
 
-// Monitored reports whether a process holds the lock.
+// Monitored reports whether the container has a monitor, or is being removed.
 func (c *Container) Monitored() bool {
+	held, purpose := c.holder()
+	return held && purpose == toOwn
+}
+
+// Held reports whether a process holds the lock, for whatever purpose.
+func (c *Container) Held() bool {
+	held, _ := c.holder()
+	return held
+}
+
+// BeingCopied reports whether files are being copied to or from the container while it does
+// not run.
+func (c *Container) BeingCopied() bool {
+	held, purpose := c.holder()
+	return held && purpose == toCopy
+}
+
+func (c *Container) holder() (held bool, purpose int64) {
 	f, err := os.Open(c.lockPath())
 	if err != nil {
-		return false
+		return false, 0
 	}
 	defer f.Close()
 	holder := unix.Flock_t{Type: unix.F_RDLCK}
-	return unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder) == nil && holder.Type == unix.F_WRLCK
+	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &holder); err != nil {
+		return false, 0
+	}
+	return holder.Type == unix.F_WRLCK, holder.Len
 }
 
 // AwaitRelease waits until nobody holds the lock, which may be taken again at once. A
@@ -393,6 +447,7 @@ func (c *Container) Remove(lock *os.File) error {
 		return fmt.Errorf("remove container %s: %w", c.ID[:12], err)
 	}
 	os.RemoveAll(c.RunDir())
+	os.RemoveAll(c.CopyDir())
 	if err := os.RemoveAll(gone); err != nil {
 		return fmt.Errorf("remove container %s: %w", c.ID[:12], err)
 	}

@@ -122,6 +122,48 @@ func TestStateWithoutMonitorIsDead(t *testing.T) {
 	}
 }
 
+// A copy keeps everybody else away and tells them why, but does not make the container look
+// as if it ran.
+func TestLockForCopy(t *testing.T) {
+	s := open(t)
+	c := create(t, s, "", "web")
+	if err := c.SetState(&container.State{Status: container.Running}); err != nil {
+		t.Fatal(err)
+	}
+	lock, err := c.LockForCopy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Lock(); !errors.Is(err, container.ErrBusy) {
+		t.Errorf("lock during a copy: %v", err)
+	}
+	if _, err := c.LockForCopy(); !errors.Is(err, container.ErrBusy) {
+		t.Errorf("a second copy: %v", err)
+	}
+	if c.Monitored() || !c.Held() || !c.BeingCopied() {
+		t.Errorf("monitored %v, held %v, being copied %v", c.Monitored(), c.Held(), c.BeingCopied())
+	}
+	if st, err := c.State(); err != nil || st.Status != container.Dead {
+		t.Errorf("state of a dead container during a copy: %+v, %v", st, err)
+	}
+	released := make(chan error)
+	go func() { released <- c.AwaitRelease(t.Context()) }()
+	lock.Close()
+	if err := <-released; err != nil {
+		t.Error(err)
+	}
+	if lock, err = c.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.LockForCopy(); !errors.Is(err, container.ErrRunning) {
+		t.Errorf("a copy while it runs: %v", err)
+	}
+	if !c.Monitored() || !c.Held() || c.BeingCopied() {
+		t.Errorf("monitored %v, held %v, being copied %v", c.Monitored(), c.Held(), c.BeingCopied())
+	}
+	lock.Close()
+}
+
 // However many look whether a container is monitored, or wait for its end, a lock that is free
 // is had.
 func TestWhoLooksIsInNobodysWay(t *testing.T) {
