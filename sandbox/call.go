@@ -85,6 +85,13 @@ func (s *Sandbox) CopyIn(ctx context.Context, r *agent.CopyInRequest) error {
 	return err
 }
 
+// RemoveContainer ends what still runs of a container and releases its disks: what was
+// written to them is in their files when it returns without an error.
+func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
+	_, err := call(ctx, s, &agent.ContainerRef{Id: id}, s.client.RemoveContainer)
+	return err
+}
+
 // lastLine returns the last line that says something, made printable: a guest
 // must not speak to the user's terminal.
 func lastLine(console []byte) string {

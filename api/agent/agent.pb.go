@@ -2751,6 +2751,8 @@ type CopyInRequest struct {
 	NoOverwriteDirNonDir bool `protobuf:"varint,4,opt,name=no_overwrite_dir_non_dir,json=noOverwriteDirNonDir,proto3" json:"no_overwrite_dir_non_dir,omitempty"`
 	// Keep the uid and gid of the tar; else the container's root owns the files.
 	KeepOwnership bool `protobuf:"varint,5,opt,name=keep_ownership,json=keepOwnership,proto3" json:"keep_ownership,omitempty"`
+	// Refuse a directory whose content ends with the machine.
+	MustLast      bool `protobuf:"varint,6,opt,name=must_last,json=mustLast,proto3" json:"must_last,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2816,6 +2818,13 @@ func (x *CopyInRequest) GetNoOverwriteDirNonDir() bool {
 func (x *CopyInRequest) GetKeepOwnership() bool {
 	if x != nil {
 		return x.KeepOwnership
+	}
+	return false
+}
+
+func (x *CopyInRequest) GetMustLast() bool {
+	if x != nil {
+		return x.MustLast
 	}
 	return false
 }
@@ -3078,13 +3087,14 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\rmtime_unix_ns\x18\x04 \x01(\x03R\vmtimeUnixNs\x12\x1f\n" +
 	"\vlink_target\x18\x05 \x01(\tR\n" +
 	"linkTarget\x12\x15\n" +
-	"\x06is_dir\x18\x06 \x01(\bR\x05isDir\"\xaa\x01\n" +
+	"\x06is_dir\x18\x06 \x01(\bR\x05isDir\"\xc7\x01\n" +
 	"\rCopyInRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x16\n" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x126\n" +
 	"\x18no_overwrite_dir_non_dir\x18\x04 \x01(\bR\x14noOverwriteDirNonDir\x12%\n" +
-	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership2\xef\b\n" +
+	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership\x12\x1b\n" +
+	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xef\b\n" +
 	"\x05Agent\x12D\n" +
 	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x12b\n" +
 	"\x0fCreateContainer\x12&.manis.agent.v1.CreateContainerRequest\x1a'.manis.agent.v1.CreateContainerResponse\x12V\n" +

@@ -293,13 +293,42 @@ func (s *service) CopyIn(ctx context.Context, r *api.CopyInRequest) (*api.Empty,
 	if err != nil {
 		return nil, err
 	}
-	if err := visit(mnt, func() error { return copyInto(ctx, r, stream) }); err != nil {
+	if err := visit(mnt, func() error {
+		if r.MustLast {
+			if err := c.lasts(r.Path); err != nil {
+				return err
+			}
+		}
+		return copyInto(ctx, r, stream)
+	}); err != nil {
 		return nil, err
 	}
 	// What follows the archive's end is of no use, but the host must be able to
 	// send it.
 	io.Copy(io.Discard, stream)
 	return &api.Empty{}, nil
+}
+
+// lasts fails for a directory of which nothing is left when the machine has ended. It runs
+// inside the container.
+func (c *container) lasts(name string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(path.Clean("/"+name), &fs); err != nil {
+		return pathError(name, err)
+	}
+	switch uint32(fs.Type) {
+	case unix.EXT4_SUPER_MAGIC, unix.V9FS_MAGIC:
+		return nil
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		switch root := c.request.Rootfs; {
+		case root.GetReadonly():
+			return fail(codes.FailedPrecondition, errors.New("the container's root filesystem is marked read-only"))
+		case root.GetScratchDisk() != "":
+			return nil
+		}
+		return fail(codes.FailedPrecondition, fmt.Errorf("%s is in the container's writable layer, which is in memory: what is copied there would be lost, as the container is not running", name))
+	}
+	return fail(codes.FailedPrecondition, fmt.Errorf("%s is in memory: what is copied there would be lost, as the container is not running", name))
 }
 
 // copyInto runs inside the container.
