@@ -50,8 +50,8 @@ func Main(args []string) int {
 	ctx := context.Background()
 	// The monitor is started for every container: it takes no way through
 	// the command tree.
-	if len(args) == 2 && args[0] == "monitor" {
-		return monitor.Main(ctx, args[1])
+	if len(args) >= 2 && args[0] == "monitor" {
+		return monitor.Main(ctx, args[1:])
 	}
 	if len(args) == 2 && args[0] == "standby" {
 		return standby(ctx, args[1])

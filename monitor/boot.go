@@ -66,7 +66,7 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if err != nil {
 		return b, err
 	}
-	vm.RunDir = m.c.RunDir()
+	vm.RunDir = m.runDir()
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
 		Driver: driver,
@@ -168,7 +168,7 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 	}
 	b.later(func() { scratch.Close() })
 	sync := vmm.SyncFlush
-	if m.cfg.AutoRemove {
+	if m.cfg.AutoRemove && !m.copying {
 		sync = vmm.SyncUnsafe // nothing of it outlives the machine
 	}
 	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: scratchSerial, File: scratch, Sync: sync})
@@ -295,7 +295,11 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 		// The name that the flag promises; without an address it means the gateway.
 		want.Hosts = append(want.Hosts, network.Host{Name: "host.docker.internal"})
 	}
-	for _, p := range m.cfg.Network.Ports {
+	ports := m.cfg.Network.Ports
+	if m.copying {
+		ports = nil // nobody in there answers
+	}
+	for _, p := range ports {
 		want.Publish = append(want.Publish, network.PortMapping{HostIP: p.HostIP, HostPort: p.HostPort, GuestPort: p.ContainerPort, Proto: network.Proto(p.Protocol)})
 	}
 	stack, err := network.New(ctx, want)

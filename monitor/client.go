@@ -39,11 +39,17 @@ type SpawnOptions struct {
 	Pool []string
 	// Environ is added to the environment, such as place.Places.Environ.
 	Environ []string
+	// Copy starts a monitor that only serves copies, of a container that does not run and
+	// that is not changed by it. The machine ends with the connection, or with the request
+	// Stop, which says whether all that was copied has reached the disk.
+	Copy bool
 }
 
 // Spawn starts the monitor of a created or stopped container, detached from
 // the caller's terminal and life, and returns a connection to it. The machine boots
-// at once, so the request Start that follows waits for less.
+// at once, so the request Start that follows waits for less. A copy fails with
+// container.ErrRunning or ErrBusy when the container is taken; another start's monitor
+// ends then, and Lost says why.
 func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Client, error) {
 	exe := opt.Executable
 	if exe == "" {
@@ -55,25 +61,39 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "control")
 	defer theirs.Close()
+	args, words, files := []string{"monitor", c.ID}, monitorLog(c), []*os.File{theirs}
+	if opt.Copy {
+		args, words = append(args, forCopy), copyLog(c)
+	}
 	conn, err := fileConn(fds[0])
 	if err != nil {
 		return nil, fmt.Errorf("start monitor: %w", err)
 	}
-	log, err := os.OpenFile(monitorLog(c), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if opt.Copy {
+		// Taken here and handed on, so that who has to wait for it hears so at once.
+		lock, err := c.LockForCopy()
+		if err != nil {
+			conn.Close()
+			return nil, err
+		}
+		defer lock.Close()
+		files = append(files, lock)
+	}
+	log, err := os.OpenFile(words, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start monitor: %w", err)
 	}
 	defer log.Close()
-	if claim(ctx, opt.Pool, c, theirs, log) {
-		return newClient(c, conn)
+	if !opt.Copy && !c.BeingCopied() && claim(ctx, opt.Pool, c, theirs, log) {
+		return newClient(c, conn, words)
 	}
-	cmd := exec.Command(exe, "monitor", c.ID)
+	cmd := exec.Command(exe, args...)
 	cmd.Args[0] = "manis"
 	cmd.Env = append(os.Environ(), opt.Environ...)
 	cmd.Dir = "/"
 	cmd.Stderr = log
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		conn.Close()
@@ -82,31 +102,45 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 	// The monitor belongs to nobody; while this process lives, it must not
 	// become a zombie of it.
 	go cmd.Wait()
-	return newClient(c, conn)
+	return newClient(c, conn, words)
 }
 
 // Connect reaches the monitor of a running container, or fails with
 // ErrNotRunning.
 func Connect(ctx context.Context, c *container.Container) (*Client, error) {
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.Socket())
+	return connect(ctx, c, c.Socket(), monitorLog(c))
+}
+
+// ConnectCopy reaches the monitor that copies files of a container that does not run, to
+// stop it, or fails with ErrNotRunning.
+func ConnectCopy(ctx context.Context, c *container.Container) (*Client, error) {
+	return connect(ctx, c, c.CopySocket(), copyLog(c))
+}
+
+func connect(ctx context.Context, c *container.Container, socket, words string) (*Client, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
 			return nil, fmt.Errorf("container %s: %w", c.ID[:12], ErrNotRunning)
 		}
 		return nil, fmt.Errorf("connect to the monitor of container %s: %w", c.ID[:12], err)
 	}
-	return newClient(c, conn)
+	return newClient(c, conn, words)
 }
 
-func newClient(c *container.Container, conn net.Conn) (*Client, error) {
+// newClient speaks to the monitor at the other end of conn, whose last words are in a file.
+func newClient(c *container.Container, conn net.Conn, words string) (*Client, error) {
 	link, err := wire.NewClient(conn)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the monitor of container %s: %w", c.ID[:12], err)
 	}
-	return &Client{link: link, api: monitor.NewMonitorClient(link.Control()), id: c.ID, logs: monitorLog(c)}, nil
+	return &Client{link: link, api: monitor.NewMonitorClient(link.Control()), id: c.ID, logs: words}, nil
 }
 
 func monitorLog(c *container.Container) string { return filepath.Join(c.Dir(), "monitor.log") }
+
+// copyLog is the monitor's own log during a copy. It goes with it.
+func copyLog(c *container.Container) string { return filepath.Join(c.Dir(), "copy.log") }
 
 func fileConn(fd int) (net.Conn, error) {
 	f := os.NewFile(uintptr(fd), "control")

@@ -65,6 +65,9 @@ func (f *front) Stop(ctx context.Context, req *monitor.StopRequest) (*monitor.Em
 	r := f.run
 	f.change()
 	f.mu.Unlock()
+	if f.copying {
+		return &monitor.Empty{}, f.leave(ctx, unix.Signal(req.Signal) == unix.SIGKILL)
+	}
 	if err := f.end(ctx, r, req); err != nil {
 		return nil, err
 	}

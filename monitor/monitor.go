@@ -60,19 +60,29 @@ type Monitor struct {
 	again bool
 	// done is closed when nothing is left to do but to say goodbye.
 	done chan struct{}
+
+	// copying: the container does not run and is not to run; its files are copied.
+	copying bool
+	// copyErr is why what was copied may not have reached its disk.
+	copyErr error
 }
 
-// Main is the body of `manis monitor ID`. A connection to the front end that
-// started it is on descriptor 3. It returns the exit status.
-func Main(ctx context.Context, id string) int {
-	if err := serve(ctx, id); err != nil {
+// forCopy is the word after the id in the arguments of a monitor that only copies files.
+const forCopy = "copy"
+
+// Main is the body of `manis monitor ID` and, for a container whose files are copied while
+// it does not run, of `manis monitor ID copy`. A connection to the front end that
+// started it is on descriptor 3, for a copy the container's lock on descriptor 4. It
+// returns the exit status.
+func Main(ctx context.Context, args []string) int {
+	if err := serve(ctx, args[0], len(args) > 1 && args[1] == forCopy); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
-func serve(ctx context.Context, id string) error {
+func serve(ctx context.Context, id string, copying bool) error {
 	first, err := fileConn(3)
 	if err != nil {
 		return fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
@@ -82,13 +92,26 @@ func serve(ctx context.Context, id string) error {
 		first.Close()
 		return err
 	}
-	return own(ctx, places, id, first, nil, nil)
+	t := task{first: first, copying: copying}
+	if copying {
+		unix.CloseOnExec(4)
+		t.lock = os.NewFile(4, "lock")
+	}
+	return own(ctx, places, id, t)
 }
 
-// own is the life of a monitor from the moment that it knows its container. first is the
-// connection to the front end. ready, if not nil, is called when the container is this
-// process's; standby is a machine that waits for a container, or nil.
-func own(ctx context.Context, places *place.Places, id string, first net.Conn, standby *Standby, ready func()) error {
+// task is what a monitor is given besides its container.
+type task struct {
+	first   net.Conn // to the front end
+	lock    *os.File // the container's; nil: it has to be taken
+	copying bool
+	standby *Standby // a machine that waits for a container, or nil
+	ready   func()   // if not nil, called when the container is this process's
+}
+
+// own is the life of a monitor from the moment that it knows its container.
+func own(ctx context.Context, places *place.Places, id string, t task) error {
+	first, lock, copying := t.first, t.lock, t.copying
 	defer first.Close()
 	if err := places.Make(); err != nil {
 		return err
@@ -101,20 +124,21 @@ func own(ctx context.Context, places *place.Places, id string, first net.Conn, s
 	if err != nil {
 		return err
 	}
-	lock, err := c.Lock()
-	if err != nil {
-		return err
+	if lock == nil {
+		if lock, err = c.Lock(); err != nil {
+			return err
+		}
 	}
 	defer lock.Close()
-	if ready != nil {
-		ready()
+	if t.ready != nil {
+		t.ready()
 	}
 	cfg, err := c.Config()
 	if err != nil {
 		return err
 	}
 	m := &Monitor{
-		c: c, cfg: cfg, places: places, standby: standby,
+		c: c, cfg: cfg, places: places, standby: t.standby,
 		start:   make(chan struct{}),
 		started: make(chan struct{}),
 		changed: make(chan struct{}),
@@ -122,23 +146,29 @@ func own(ctx context.Context, places *place.Places, id string, first net.Conn, s
 		done:    make(chan struct{}),
 		spans:   trace.NewRecorder(),
 		run:     newRound(cfg.TTY),
+		copying: copying,
 	}
 	if old, err := c.State(); err == nil {
 		m.state = *old
 		m.state.RestartCount = 0
 	}
-	if cfg.Log.Driver != "none" {
+	if cfg.Log.Driver != "none" && !copying {
 		if m.log, err = openLog(LogDir(c.Dir()), cfg.Log.MaxBytes, cfg.Log.MaxFiles); err != nil {
 			return err
 		}
 		defer m.log.Close()
 	}
-	if err := os.MkdirAll(c.RunDir(), 0o700); err != nil {
+	os.RemoveAll(c.CopyDir()) // of a copy that was killed
+	if err := os.MkdirAll(m.runDir(), 0o700); err != nil {
 		return fmt.Errorf("make run directory: %w", err)
 	}
-	defer os.RemoveAll(c.RunDir())
-	os.Remove(c.Socket())
-	listener, err := net.Listen("unix", c.Socket())
+	socket := c.CopySocket()
+	if !copying {
+		socket = c.Socket()
+		defer os.RemoveAll(m.runDir())
+	}
+	os.Remove(socket)
+	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		return fmt.Errorf("listen for front ends: %w", err)
 	}
@@ -151,9 +181,18 @@ func own(ctx context.Context, places *place.Places, id string, first net.Conn, s
 	background.Go(func() { fronts.accept(listener) })
 	background.Go(func() { m.obeySignals(ctx) })
 
-	m.live(ctx)
-	if m.cfg.AutoRemove {
-		m.remove(lock)
+	if copying {
+		m.lend(ctx)
+		// All that is left goes before a front end hears that this is the end: the next
+		// one finds the container free. Another copy may begin from here on.
+		listener.Close()
+		os.RemoveAll(m.runDir())
+		lock.Close()
+	} else {
+		m.live(ctx)
+		if m.cfg.AutoRemove {
+			m.remove(lock)
+		}
 	}
 	close(m.done)
 	listener.Close()
@@ -352,6 +391,14 @@ func encode(v any) json.RawMessage {
 		return nil
 	}
 	return b
+}
+
+// runDir is where the machine has its sockets.
+func (m *Monitor) runDir() string {
+	if m.copying {
+		return m.c.CopyDir()
+	}
+	return m.c.RunDir()
 }
 
 func (m *Monitor) scratchPath() string { return filepath.Join(m.c.Dir(), "scratch.img") }

@@ -23,8 +23,8 @@ import (
 
 // The test binary is its own monitor.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 3 && os.Args[1] == "monitor" {
-		os.Exit(monitorpkg.Main(context.Background(), os.Args[2]))
+	if len(os.Args) >= 3 && os.Args[1] == "monitor" {
+		os.Exit(monitorpkg.Main(context.Background(), os.Args[2:]))
 	}
 	os.Exit(m.Run())
 }

@@ -188,7 +188,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 // throwaway reports whether nothing that the guest has written outlives it, so
 // that there is no point in letting it sync and power off.
 func (m *Monitor) throwaway() bool {
-	return m.cfg.AutoRemove && !slices.ContainsFunc(m.cfg.Mounts, func(mount container.Mount) bool {
+	return m.cfg.AutoRemove && !m.copying && !slices.ContainsFunc(m.cfg.Mounts, func(mount container.Mount) bool {
 		return mount.Type != "tmpfs" && !mount.ReadOnly
 	})
 }

@@ -182,7 +182,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			log.Close()
 		}
 		unix.Chdir("/")
-		return own(ctx, places, id, first, s, func() {
+		return own(ctx, places, id, task{first: first, standby: s, ready: func() {
 			s.hurry()
 			conn.Write([]byte{1})
 			conn.Close()
@@ -190,7 +190,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			if c, ok := w.(io.Closer); ok {
 				c.Close()
 			}
-		})
+		}})
 	}
 }
 

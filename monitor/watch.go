@@ -96,7 +96,7 @@ func (f *front) Top(ctx context.Context, _ *monitor.Empty) (*monitor.TopResponse
 }
 
 func (f *front) CopyOut(ctx context.Context, req *monitor.CopyOutRequest) (*monitor.CopyOutResponse, error) {
-	r, err := f.current()
+	r, err := f.withFiles(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -110,12 +110,12 @@ func (f *front) CopyOut(ctx context.Context, req *monitor.CopyOutRequest) (*moni
 }
 
 func (f *front) CopyIn(ctx context.Context, req *monitor.CopyInRequest) (*monitor.Empty, error) {
-	r, err := f.current()
+	r, err := f.withFiles(ctx)
 	if err != nil {
 		return nil, err
 	}
 	return copyThrough(ctx, f, r, req.Stream, true, func(ctx context.Context, token uint64) (*monitor.Empty, error) {
-		return &monitor.Empty{}, r.sandbox.CopyIn(ctx, &agent.CopyInRequest{Id: containerID, Path: req.Path, Stream: token, KeepOwnership: req.KeepOwnership})
+		return &monitor.Empty{}, r.sandbox.CopyIn(ctx, &agent.CopyInRequest{Id: containerID, Path: req.Path, Stream: token, KeepOwnership: req.KeepOwnership, MustLast: f.copying})
 	})
 }
 
