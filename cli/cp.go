@@ -20,6 +20,7 @@ import (
 	monitorapi "manis/api/monitor"
 	"manis/cli/archive"
 	"manis/cli/terminal"
+	"manis/container"
 	"manis/monitor"
 )
 
@@ -31,7 +32,9 @@ func (a *app) cpCommand() *cobra.Command {
 		Use: `cp [OPTIONS] CONTAINER:SRC_PATH DEST_PATH|-
 	manis cp [OPTIONS] SRC_PATH|- CONTAINER:DEST_PATH`,
 		Short: "Copy files/folders between a container and the local filesystem",
-		Long: `Copy files/folders between a running container and the local filesystem.
+		Long: `Copy files/folders between a container and the local filesystem. The container
+may be running or not: the virtual machine of one that is not is booted for the
+copy, without the container's process.
 
 Use '-' as the source to read a tar archive from stdin and extract it to a
 directory in a container. Use '-' as the destination to stream a tar archive of a
@@ -75,25 +78,25 @@ func (a *app) cp(ctx context.Context, src, dst string, f cpFlags) error {
 		return errors.New("source and destination can not be empty")
 	}
 	name := fromName + toName
-	client, err := a.connect(ctx, name)
-	if errors.Is(err, monitor.ErrNotRunning) {
-		return fmt.Errorf("container %s is not running: files can be copied to and from running containers only, as the container's disk is opened by its virtual machine alone (manis start %s)", name, name)
-	}
-	if err != nil {
+	c := &copying{a: a, flags: f}
+	if err := c.open(ctx, name); err != nil {
 		return err
 	}
-	defer client.Close()
-	c := &copying{a: a, client: client, flags: f}
+	defer c.client.Close()
 	var n int64
+	var err error
 	if fromName != "" {
 		n, err = c.out(ctx, fromPath, toPath)
 	} else {
 		n, err = c.in(ctx, fromPath, toPath)
 	}
+	if err != nil && lost(c.client) && ctx.Err() == nil {
+		err = c.client.Lost()
+	}
+	if closeErr := c.close(ctx); err == nil {
+		err = closeErr
+	}
 	if err != nil {
-		if lost(client) && ctx.Err() == nil {
-			return client.Lost()
-		}
 		return err
 	}
 	if !f.quiet && dst != "-" && terminal.Is(a.err) {
@@ -104,9 +107,100 @@ func (a *app) cp(ctx context.Context, src, dst string, f cpFlags) error {
 
 // copying is one cp.
 type copying struct {
-	a      *app
-	client *monitor.Client
-	flags  cpFlags
+	a         *app
+	container *container.Container
+	client    *monitor.Client
+	// lent is set when the container does not run and its machine is there for this copy.
+	lent  bool
+	flags cpFlags
+}
+
+// open reaches the container's files: through its monitor when it runs, else through one
+// that boots its machine for the copy. Who has the container at the moment, to start it, end
+// it or copy as well, is waited for.
+func (c *copying) open(ctx context.Context, name string) error {
+	var err error
+	if c.container, err = c.a.container(name); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, busyTime)
+	defer cancel()
+	for {
+		err := c.reach(ctx)
+		if !errors.Is(err, container.ErrRunning) && !errors.Is(err, container.ErrBusy) {
+			return err
+		}
+		if st, err := c.container.State(); err != nil {
+			return err
+		} else if st.Status == container.Restarting {
+			return notRunning(c.container, err)
+		}
+		if errors.Is(err, container.ErrBusy) {
+			waitErr := c.container.AwaitRelease(waiting)
+			if waitErr != nil && ctx.Err() == nil {
+				return err
+			}
+			if waitErr != nil {
+				return waitErr
+			}
+			continue
+		}
+		// Nothing tells when a monitor that begins is ready to be asked.
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-waiting.Done():
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fmt.Errorf("%w: %s is being started, stopped or removed", container.ErrBusy, c.container.ID[:12])
+		}
+	}
+}
+
+// bootTime bounds the wait for a machine that is booting.
+const bootTime = 3 * time.Minute
+
+// reach tries once. It fails with ErrRunning or ErrBusy when the container is neither
+// running nor at rest.
+func (c *copying) reach(ctx context.Context) error {
+	client, err := monitor.Connect(ctx, c.container)
+	lent := errors.Is(err, monitor.ErrNotRunning)
+	if lent {
+		client, err = c.a.launch(ctx, c.container, true)
+	}
+	if err != nil {
+		return err
+	}
+	// Answered when the container is there: while it is being started, or its machine
+	// booted for this copy, that takes a while.
+	ready, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
+	_, err = client.API().CopyOut(ready, &monitorapi.CopyOutRequest{Path: "/"})
+	switch {
+	case err == nil:
+		c.client, c.lent = client, lent
+		return nil
+	case lent && lost(client):
+		err = client.Lost()
+	case !lent && (lost(client) || grpcstatus.Code(err) == codes.FailedPrecondition):
+		err = container.ErrRunning // and about to end
+	}
+	client.Close()
+	return err
+}
+
+// close lets the machine of a container that does not run go. The error says that what was
+// copied may not have reached the container's disk.
+func (c *copying) close(ctx context.Context) error {
+	defer c.client.Close()
+	if !c.lent || ctx.Err() != nil || lost(c.client) {
+		return nil // the machine ends with this connection
+	}
+	_, err := c.client.API().Stop(ctx, &monitorapi.StopRequest{})
+	if err != nil && lost(c.client) {
+		err = c.client.Lost()
+	}
+	return err
 }
 
 // stat says what a path of the container is; nil if it is nothing.

@@ -233,8 +233,30 @@ func (a *app) findImage(ctx context.Context, images *image.Store, ref string, f 
 	return a.pull(ctx, images, ref, platform, pulling{quiet: f.Quiet, insecure: f.Insecure, out: a.err})
 }
 
-// spawn starts the container's monitor.
+// busyTime is how long a command waits for one that has taken a container before it.
+const busyTime = time.Minute
+
+// spawn starts the container's monitor. A copy that has the container is waited for.
 func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Client, error) {
+	if c.BeingCopied() {
+		waiting, cancel := context.WithTimeoutCause(ctx, busyTime, errCopied(c))
+		defer cancel()
+		for c.BeingCopied() {
+			if err := c.AwaitRelease(waiting); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return a.launch(ctx, c, false)
+}
+
+// errCopied says who has the container.
+func errCopied(c *container.Container) error {
+	return fmt.Errorf("%w: files are being copied to or from %s", container.ErrBusy, c.ID[:12])
+}
+
+// launch starts the monitor of a container that nobody has, to run or for a copy.
+func (a *app) launch(ctx context.Context, c *container.Container, forCopy bool) (*monitor.Client, error) {
 	places, err := a.places()
 	if err != nil {
 		return nil, err
@@ -247,7 +269,11 @@ func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Clien
 	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()
-	return monitor.Spawn(ctx, c, monitor.SpawnOptions{Environ: places.Environ(), Pool: a.pool(ctx, places, c)})
+	opt := monitor.SpawnOptions{Environ: places.Environ(), Copy: forCopy}
+	if !forCopy {
+		opt.Pool = a.pool(ctx, places, c)
+	}
+	return monitor.Spawn(ctx, c, opt)
 }
 
 // pool lists the machines that wait for a container like c.

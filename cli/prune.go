@@ -168,12 +168,12 @@ func (a *app) pruneContainers(ctx context.Context, f pruneFlags) (int64, error) 
 		}
 		// The monitor of a container that has ended is about to go; that of one which
 		// has not been started yet is about to boot.
-		if l.c.Monitored() && (l.st.Status != container.Exited || a.outlive(ctx, l.c) != nil) {
+		if l.c.BeingCopied() || l.c.Monitored() && (l.st.Status != container.Exited || a.outlive(ctx, l.c) != nil) {
 			continue
 		}
 		size := writtenBytes(l.c)
 		err := a.remove(ctx, l.c, removal{})
-		if errors.Is(err, container.ErrNotFound) || errors.Is(err, container.ErrRunning) {
+		if errors.Is(err, container.ErrNotFound) || errors.Is(err, container.ErrRunning) || errors.Is(err, container.ErrBusy) {
 			continue
 		}
 		if err != nil {

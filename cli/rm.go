@@ -80,6 +80,19 @@ func (a *app) remove(ctx context.Context, c *container.Container, how removal) e
 			return monitor.Remove(places, c, cfg, lock, how.volumes)
 		case errors.Is(err, container.ErrNotFound) && ended && cfg.AutoRemove:
 			return nil // its monitor removed it when it ended
+		case errors.Is(err, container.ErrBusy):
+			if time.Since(began) > cleanupTime {
+				return err
+			}
+			if how.force {
+				err = a.endCopy(ctx, c)
+			} else {
+				err = a.outlive(ctx, c)
+			}
+			if err != nil {
+				return err
+			}
+			continue
 		case !errors.Is(err, container.ErrRunning):
 			return err
 		case time.Since(began) > cleanupTime:
@@ -123,12 +136,25 @@ func (a *app) end(ctx context.Context, c *container.Container) error {
 	return a.outlive(ctx, c)
 }
 
+// endCopy ends a copy and waits until its monitor is gone.
+func (a *app) endCopy(ctx context.Context, c *container.Container) error {
+	client, err := monitor.ConnectCopy(ctx, c)
+	if err == nil {
+		client.API().Stop(ctx, &monitorapi.StopRequest{Signal: uint32(unix.SIGKILL)})
+		client.Close()
+	}
+	return a.outlive(ctx, c)
+}
+
 // outlive waits until nobody holds the container's lock. Whoever holds it is about
 // to let go: a monitor at its end, or another removal.
 func (a *app) outlive(ctx context.Context, c *container.Container) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanupTime)
 	defer cancel()
 	err := c.AwaitRelease(ctx)
+	if errors.Is(err, context.DeadlineExceeded) && c.BeingCopied() {
+		return errCopied(c)
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("container %s: %w, or its monitor does not end (manis inspect shows its process id)", c.ID[:12], errRemoving)
 	}
@@ -149,6 +175,7 @@ func (a *app) sweep(ctx context.Context) {
 		return
 	}
 	for _, c := range all {
+		sweepCopy(c)
 		cfg, err := c.Config()
 		if err != nil || !cfg.AutoRemove {
 			continue
@@ -159,16 +186,28 @@ func (a *app) sweep(ctx context.Context) {
 	}
 }
 
+// sweepCopy removes what a killed copy has left.
+func sweepCopy(c *container.Container) {
+	if _, err := os.Stat(c.CopyDir()); err != nil {
+		return
+	}
+	// Whoever copies now has made it anew.
+	if lock, err := c.LockForCopy(); err == nil {
+		os.RemoveAll(c.CopyDir())
+		lock.Close()
+	}
+}
+
 // orphaned reports whether a container of --rm has had a monitor that was killed
 // before it could remove it. One that only waits for its start is none.
 func orphaned(c *container.Container) bool {
 	// A monitor makes this directory once it holds the lock, and removes it
 	// before it lets go: in this order, what is there without a lock is left over.
 	_, err := os.Stat(c.RunDir())
-	left := err == nil && !c.Monitored()
+	left := err == nil && !c.Held()
 	st, err := c.State()
 	if err != nil {
 		return false
 	}
-	return left || st.Status == container.Dead || st.Status == container.Exited && !c.Monitored()
+	return left || !c.Held() && (st.Status == container.Dead || st.Status == container.Exited)
 }
