@@ -249,6 +249,38 @@ func TestCopyIn(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+	t.Run("what must last", func(t *testing.T) {
+		tmpfs := &api.Mount{Type: "tmpfs", Source: "tmpfs", Destination: "/memory"}
+		for name, x := range map[string]struct {
+			path, want string
+			change     func(*api.CreateContainerRequest)
+		}{
+			"on a disk":           {"/etc", "", func(r *api.CreateContainerRequest) { r.Rootfs.ScratchDisk = "scratch" }},
+			"in memory":           {"/etc", "would be lost", nil},
+			"read-only":           {"/etc", "marked read-only", func(r *api.CreateContainerRequest) { r.Rootfs.Readonly = true }},
+			"tmpfs above a disk":  {"/memory", "would be lost", func(r *api.CreateContainerRequest) { r.Rootfs.ScratchDisk, r.Mounts = "scratch", []*api.Mount{tmpfs} }},
+			"no such directory":   {"/nonesuch", "could not find", nil},
+			"link that leads out": {"/escape/memory", "would be lost", func(r *api.CreateContainerRequest) { r.Rootfs.ScratchDisk, r.Mounts = "scratch", []*api.Mount{tmpfs} }},
+		} {
+			t.Run(name, func(t *testing.T) {
+				box, proc, err := m.create(t, sh("true"), x.change)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer proc.stdin.Close()
+				err = box.copyIn(&api.CopyInRequest{Path: x.path, MustLast: true}, file("added", "early"))
+				if x.want == "" && err != nil || x.want != "" && (err == nil || !strings.Contains(err.Error(), x.want)) {
+					t.Errorf("error %v, want one with %q", err, x.want)
+				}
+				if _, _, err := box.copyOut(x.path+"/added", false); (err == nil) != (x.want == "") {
+					t.Errorf("copied back: %v", err)
+				}
+				if _, err := m.agent.RemoveContainer(deadline(t), &api.ContainerRef{Id: box.id}); err != nil {
+					t.Error(err) // the next one needs the disk
+				}
+			})
+		}
+	})
 	t.Run("before the start", func(t *testing.T) {
 		box, _, err := m.create(t, sh("cat /etc/added"), nil)
 		if err != nil {
