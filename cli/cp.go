@@ -79,22 +79,15 @@ func (a *app) cp(ctx context.Context, src, dst string, f cpFlags) error {
 	}
 	name := fromName + toName
 	c := &copying{a: a, flags: f}
-	if err := c.open(ctx, name); err != nil {
-		return err
+	transfer := func() (int64, error) {
+		if fromName != "" {
+			return c.out(ctx, fromPath, toPath)
+		}
+		return c.in(ctx, fromPath, toPath)
 	}
-	defer c.client.Close()
-	var n int64
-	var err error
-	if fromName != "" {
-		n, err = c.out(ctx, fromPath, toPath)
-	} else {
-		n, err = c.in(ctx, fromPath, toPath)
-	}
-	if err != nil && lost(c.client) && ctx.Err() == nil {
-		err = c.client.Lost()
-	}
-	if closeErr := c.close(ctx); err == nil {
-		err = closeErr
+	n, err := c.with(ctx, name, transfer)
+	for tries := 1; errors.Is(err, errNotBegun) && tries < 5; tries++ {
+		n, err = c.with(ctx, name, transfer)
 	}
 	if err != nil {
 		return err
@@ -113,6 +106,29 @@ type copying struct {
 	// lent is set when the container does not run and its machine is there for this copy.
 	lent  bool
 	flags cpFlags
+}
+
+// errNotBegun ends a copy whose container ended before anything was copied.
+var errNotBegun = errors.New("the container ended meanwhile")
+
+// with copies while it has the container's files within reach.
+func (c *copying) with(ctx context.Context, name string, transfer func() (int64, error)) (int64, error) {
+	if err := c.open(ctx, name); err != nil {
+		return 0, err
+	}
+	defer c.client.Close()
+	n, err := transfer()
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case !c.lent && grpcstatus.Code(err) == codes.Aborted:
+		err = errNotBegun
+	case lost(c.client) && !errors.Is(err, errNotBegun):
+		err = c.client.Lost()
+	}
+	if closeErr := c.close(ctx); err == nil {
+		err = closeErr
+	}
+	return n, err
 }
 
 // open reaches the container's files: through its monitor when it runs, else through one
@@ -182,7 +198,7 @@ func (c *copying) reach(ctx context.Context) error {
 		return nil
 	case lent && lost(client):
 		err = client.Lost()
-	case !lent && (lost(client) || grpcstatus.Code(err) == codes.FailedPrecondition):
+	case !lent && (lost(client) || grpcstatus.Code(err) == codes.Aborted || grpcstatus.Code(err) == codes.Unavailable):
 		err = container.ErrRunning // and about to end
 	}
 	client.Close()
@@ -208,8 +224,11 @@ func (c *copying) stat(ctx context.Context, name string, follow bool) (*monitora
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
 	st, err := c.client.API().CopyOut(ctx, &monitorapi.CopyOutRequest{Path: name, FollowLink: follow})
-	if grpcstatus.Code(err) == codes.NotFound {
+	switch {
+	case grpcstatus.Code(err) == codes.NotFound:
 		return nil, nil
+	case err != nil && !c.lent && (lost(c.client) || grpcstatus.Code(err) == codes.Unavailable):
+		return nil, errNotBegun
 	}
 	return st, err
 }
@@ -331,7 +350,11 @@ func (c *copying) in(ctx context.Context, src, dst string) (int64, error) {
 		if st == nil || !st.IsDir {
 			return 0, fmt.Errorf("destination \"%s\" must be a directory of the container", dst)
 		}
-		return c.send(ctx, dst, func(w io.Writer) (int64, error) { return io.Copy(w, c.a.in) })
+		n, err := c.send(ctx, dst, func(w io.Writer) (int64, error) { return io.Copy(w, c.a.in) })
+		if grpcstatus.Code(err) == codes.Aborted {
+			err = errors.New(text(err)) // what was read is gone: there is no second try
+		}
+		return n, err
 	}
 	follow := c.flags.follow || strings.HasSuffix(src, "/") || contentOnly(src)
 	stat := os.Lstat

@@ -6,6 +6,9 @@ import (
 	"os"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"manis/trace"
 )
 
@@ -104,7 +107,7 @@ func (f *front) leave(ctx context.Context, force bool) error {
 }
 
 // withFiles returns the round whose container's files can be copied, and waits for it while
-// its machine boots.
+// its machine boots. The code Aborted says that there is none any more.
 func (f *front) withFiles(ctx context.Context) (*round, error) {
 	f.mu.Lock()
 	r := f.run
@@ -116,7 +119,10 @@ func (f *front) withFiles(ctx context.Context) (*round, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
-		return f.current()
+		if r, err := f.current(); err == nil {
+			return r, nil
+		}
+		return nil, status.Errorf(codes.Aborted, "container %s is not running", f.cfg.ID[:12])
 	}
 	select {
 	case <-f.started:
