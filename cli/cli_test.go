@@ -495,8 +495,22 @@ func TestSweepRemovesTheDead(t *testing.T) {
 	check(t, err)
 	defer lock.Close()
 	check(t, os.MkdirAll(booting.RunDir(), 0o700))
-	if out := b.ok("ps", "-a", "--format", "{{.Names}}"); out != "booting\nwaiting\n" {
+	// Its files are being copied, or were by a monitor that was killed: no sign of an end.
+	copied := b.made("copied", remove)
+	check(t, os.MkdirAll(copied.CopyDir(), 0o700))
+	copying := b.made("copying", remove)
+	check(t, os.MkdirAll(copying.CopyDir(), 0o700))
+	lock, err = copying.LockForCopy()
+	check(t, err)
+	defer lock.Close()
+	if out := b.ok("ps", "-a", "--format", "{{.Names}}"); out != "copying\ncopied\nbooting\nwaiting\n" {
 		t.Errorf("got %q", out)
+	}
+	if _, err := os.Stat(copied.CopyDir()); err == nil {
+		t.Error("what a killed copy has left is still there")
+	}
+	if _, err := os.Stat(copying.CopyDir()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -601,7 +615,7 @@ func TestLogs(t *testing.T) {
 func TestNotRunning(t *testing.T) {
 	b := newBench(t)
 	b.made("one", exited(3))
-	for _, args := range [][]string{{"exec", "one", "ls"}, {"kill", "one"}, {"pause", "one"}, {"unpause", "one"}, {"top", "one"}, {"cp", "one:/x", "/tmp"}} {
+	for _, args := range [][]string{{"exec", "one", "ls"}, {"kill", "one"}, {"pause", "one"}, {"unpause", "one"}, {"top", "one"}} {
 		b.fails(1, "not running", args...)
 	}
 	b.fails(1, "cannot attach to a stopped container", "attach", "one")

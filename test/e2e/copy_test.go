@@ -248,6 +248,9 @@ func TestCopyWithoutRunning(t *testing.T) {
 		w.removeAtEnd(w.ok("create", "--name", "fixed", "--read-only", "-v", "kept:/kept", "box", "true"))
 		w.fails(1, "read-only", "cp", file, "fixed:/etc/")
 		w.ok("cp", file, "fixed:/kept/")
+		w.removeAtEnd(w.ok("create", "--name", "memory", "--storage-opt", "type=memory", "box", "true"))
+		w.fails(1, "would be lost", "cp", file, "memory:/")
+		w.ok("cp", "memory:/bin/busybox", filepath.Join(t.TempDir(), "busybox"))
 		w.ok("cp", "fixed:/bin/busybox", filepath.Join(t.TempDir(), "busybox"))
 	})
 }
