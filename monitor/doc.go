@@ -5,5 +5,8 @@
 // that started it. Package sandbox does the work below; the rules of docker's
 // container life cycle live here.
 //
+// A monitor of a lesser kind serves cp for a container that does not run: it boots the
+// machine without the process, and leaves state, logs and ports alone.
+//
 // Client is the front end's side of the same conversation.
 package monitor
