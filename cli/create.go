@@ -238,16 +238,17 @@ const busyTime = time.Minute
 
 // spawn starts the container's monitor. A copy that has the container is waited for.
 func (a *app) spawn(ctx context.Context, c *container.Container) (*monitor.Client, error) {
-	if c.BeingCopied() {
-		waiting, cancel := context.WithTimeoutCause(ctx, busyTime, errCopied(c))
-		defer cancel()
-		for c.BeingCopied() {
-			if err := c.AwaitRelease(waiting); err != nil {
-				return nil, err
-			}
+	waiting, cancel := context.WithTimeoutCause(ctx, busyTime, errCopied(c))
+	defer cancel()
+	for {
+		client, err := a.launch(ctx, c, false)
+		if !errors.Is(err, container.ErrBusy) {
+			return client, err
+		}
+		if err := c.AwaitRelease(waiting); err != nil {
+			return nil, err
 		}
 	}
-	return a.launch(ctx, c, false)
 }
 
 // errCopied says who has the container.

@@ -47,9 +47,9 @@ type SpawnOptions struct {
 
 // Spawn starts the monitor of a created or stopped container, detached from
 // the caller's terminal and life, and returns a connection to it. The machine boots
-// at once, so the request Start that follows waits for less. A copy fails with
-// container.ErrRunning or ErrBusy when the container is taken; another start's monitor
-// ends then, and Lost says why.
+// at once, so the request Start that follows waits for less. It fails with
+// container.ErrBusy while files are copied, and for a copy with ErrRunning when the
+// container has a monitor; the monitor of a start ends then, and Lost says why.
 func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Client, error) {
 	exe := opt.Executable
 	if exe == "" {
@@ -61,23 +61,14 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 	}
 	theirs := os.NewFile(uintptr(fds[1]), "control")
 	defer theirs.Close()
-	args, words, files := []string{"monitor", c.ID}, monitorLog(c), []*os.File{theirs}
+	args, files := []string{"monitor", c.ID}, []*os.File{theirs}
+	purpose, words, take := forStart, monitorLog(c), c.Lock
 	if opt.Copy {
-		args, words = append(args, forCopy), copyLog(c)
+		purpose, words, take = forCopy, copyLog(c), c.LockForCopy
 	}
 	conn, err := fileConn(fds[0])
 	if err != nil {
 		return nil, fmt.Errorf("start monitor: %w", err)
-	}
-	if opt.Copy {
-		// Taken here and handed on, so that who has to wait for it hears so at once.
-		lock, err := c.LockForCopy()
-		if err != nil {
-			conn.Close()
-			return nil, err
-		}
-		defer lock.Close()
-		files = append(files, lock)
 	}
 	log, err := os.OpenFile(words, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
@@ -85,8 +76,21 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 		return nil, fmt.Errorf("start monitor: %w", err)
 	}
 	defer log.Close()
+	// A machine that waits takes the lock itself: whether it has can be unclear here.
 	if !opt.Copy && !c.BeingCopied() && claim(ctx, opt.Pool, c, theirs, log) {
 		return newClient(c, conn, words)
+	}
+	// Taken here and handed on, so that who has to wait for it hears so at once. A monitor
+	// that has said that its container has ended may hold it for a moment more: a start is
+	// not refused for that, but leaves it to its monitor to try again.
+	lock, err := take()
+	switch {
+	case err == nil:
+		defer lock.Close()
+		args, files = append(args, purpose), append(files, lock)
+	case opt.Copy || !errors.Is(err, container.ErrRunning):
+		conn.Close()
+		return nil, err
 	}
 	cmd := exec.Command(exe, args...)
 	cmd.Args[0] = "manis"

@@ -67,22 +67,28 @@ type Monitor struct {
 	copyErr error
 }
 
-// forCopy is the word after the id in the arguments of a monitor that only copies files.
-const forCopy = "copy"
+// A monitor's second argument says that the container's lock is on descriptor 4, and what
+// it was taken for: for a start, or for copies of files while the container does not run.
+const (
+	forStart = "start"
+	forCopy  = "copy"
+)
 
-// Main is the body of `manis monitor ID` and, for a container whose files are copied while
-// it does not run, of `manis monitor ID copy`. A connection to the front end that
-// started it is on descriptor 3, for a copy the container's lock on descriptor 4. It
-// returns the exit status.
+// Main is the body of `manis monitor ID [start|copy]`. A connection to the front end that
+// started it is on descriptor 3. It returns the exit status.
 func Main(ctx context.Context, args []string) int {
-	if err := serve(ctx, args[0], len(args) > 1 && args[1] == forCopy); err != nil {
+	purpose := ""
+	if len(args) > 1 {
+		purpose = args[1]
+	}
+	if err := serve(ctx, args[0], purpose); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
-func serve(ctx context.Context, id string, copying bool) error {
+func serve(ctx context.Context, id, purpose string) error {
 	first, err := fileConn(3)
 	if err != nil {
 		return fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
@@ -92,8 +98,8 @@ func serve(ctx context.Context, id string, copying bool) error {
 		first.Close()
 		return err
 	}
-	t := task{first: first, copying: copying}
-	if copying {
+	t := task{first: first, copying: purpose == forCopy}
+	if purpose != "" {
 		unix.CloseOnExec(4)
 		t.lock = os.NewFile(4, "lock")
 	}
