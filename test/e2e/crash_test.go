@@ -98,13 +98,14 @@ func TestKilledMonitor(t *testing.T) {
 	})
 	t.Run("asked to end", func(t *testing.T) {
 		w := w.in(t)
-		w.up("--name", "polite", "box", "sh", "-c", "trap 'echo bye; exit 0' TERM; while :; do sleep 0.1; done")
+		w.up("--name", "polite", "box", "sh", "-c", "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done")
+		eventually(t, "the trap to be set", func() bool { return w.ok("logs", "polite") == "up" })
 		monitor, _ := w.vm("polite")
 		if err := syscall.Kill(monitor, syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 		w.awaitStatus("polite", "exited")
-		if got := w.ok("logs", "polite"); got != "bye" {
+		if got := w.ok("logs", "polite"); got != "up\nbye" {
 			t.Errorf("logs: %q", got)
 		}
 	})
