@@ -15,7 +15,9 @@ import (
 // A machine is set up before everything else, and again only while it has no container.
 func TestSetupComesFirst(t *testing.T) {
 	m := theMachine(t)
-	if _, err := m.agent.Setup(deadline(t), setupRequest()); err != nil {
+	again := setupRequest()
+	again.Network = theNetwork()
+	if _, err := m.agent.Setup(deadline(t), again); err != nil {
 		t.Errorf("second Setup: %v", err)
 	}
 	if r := m.run(t, sh("exit 7"), nil); r.ExitCode != 7 {

@@ -227,6 +227,15 @@ func setupRequest() *api.SetupRequest {
 	}
 }
 
+// theNetwork is that of theMachine.
+func theNetwork() *api.Network {
+	return &api.Network{
+		Device: "eth0", Mac: "02:00:00:00:12:34", Mtu: 1400,
+		Addresses: []string{"10.9.8.7/24", "fd00::7/64"}, Gateways: []string{"10.9.8.1", "fd00::1"},
+		Routes: []*api.Route{{Destination: "172.16.0.0/12", Gateway: "10.9.8.2"}},
+	}
+}
+
 // setUp makes the first request.
 func (m *machine) setUp(t testing.TB, r *api.SetupRequest) *api.SetupResponse {
 	t.Helper()
@@ -577,11 +586,7 @@ func theMachine(t testing.TB) *machine {
 		})
 		shared.m = m
 		r := setupRequest()
-		r.Network = &api.Network{
-			Device: "eth0", Mac: "02:00:00:00:12:34", Mtu: 1400,
-			Addresses: []string{"10.9.8.7/24", "fd00::7/64"}, Gateways: []string{"10.9.8.1", "fd00::1"},
-			Routes: []*api.Route{{Destination: "172.16.0.0/12", Gateway: "10.9.8.2"}},
-		}
+		r.Network = theNetwork()
 		r.Shares = []*api.Share{{Tag: "host"}}
 		r.Sysctls = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
 		m.setUp(t, r)
