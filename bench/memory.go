@@ -29,7 +29,8 @@ func pss(pid int) (all, ram uint64, err error) {
 		if from, to, ok := strings.Cut(fields[0], "-"); ok && !strings.HasSuffix(fields[0], ":") {
 			a, errA := strconv.ParseUint(from, 16, 64)
 			b, errB := strconv.ParseUint(to, 16, 64)
-			guest = errA == nil && errB == nil && b-a >= minRAM && len(fields) > 5 && strings.HasPrefix(fields[5], "/memfd:")
+			guest = errA == nil && errB == nil && b-a >= minRAM && len(fields) > 5 &&
+				(strings.HasPrefix(fields[5], "/memfd:") || fields[5] == "/memory") // a template's, in the jail
 			continue
 		}
 		if fields[0] == "Pss:" {

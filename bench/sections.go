@@ -29,7 +29,7 @@ var titles = map[string]string{
 }
 
 var about = map[string]string{
-	"start":   "From the command's start to the first byte of the container's output, and to the command's end. Cold: no template, no warm pool; the image is in the store. For runc, crun and runsc the root filesystem is unpacked beforehand and the container has no network.",
+	"start":   "From the command's start to the first byte of the container's output, and to the command's end. Manis goes on from a template, boots a machine, or takes one out of the pool; the image is in the store. For runc, crun and runsc the root filesystem is unpacked beforehand and the container has no network.",
 	"memory":  "Proportional set size of every process that a running container costs, not counting what the program in it uses by itself. The guest's memory is the part of its RAM that it has touched.",
 	"image":   "From an OCI layout on disk to a store from which containers start: verify, merge layers, write EROFS and dm-verity.",
 	"files":   "A file of the image, and the same from a host directory as a read-only volume. First: not in the container's own page cache (but in the host's); again: in it. Random reads are 4 KiB each.",
@@ -158,6 +158,25 @@ func (b *bench) start(ctx context.Context) error {
 			b.add("start", "to first output", s.name(), "ms", false, ms(first.Sub(begin)))
 			b.add("start", "to exit", s.name(), "ms", false, ms(time.Since(begin)))
 			return nil
+		}
+	}
+	// Manis in three ways: from a template, booted, and out of the pool.
+	if b.manis != nil {
+		all := b.subjects
+		defer func() { b.subjects = all }()
+		b.subjects = nil
+		for _, s := range all {
+			if s != subject(b.manis) {
+				b.subjects = append(b.subjects, s)
+			}
+		}
+		b.subjects = append(b.subjects, b.manis.variant("manis", "--boot", "template"), b.manis.variant("manis, booted", "--boot", "cold"))
+		p, err := startPool(b.manis.variant("manis, pool"), b.w.run)
+		if err != nil {
+			b.skip("start", "manis, pool", err)
+		} else {
+			defer p.stop()
+			b.subjects = append(b.subjects, p)
 		}
 	}
 	// The first start of all fills the caches of programs.
