@@ -226,15 +226,14 @@ func TestFullDisk(t *testing.T) {
 
 	// What did arrive is of use once there is room.
 	grow("9m")
-	c.mu.Lock()
-	c.bytes = 0
-	c.mu.Unlock()
 	got, err := s.Pull(t.Context(), host+"/a:1", quick)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sent := c.sent(); sent > 4<<20 {
-		t.Errorf("%d bytes fetched the second time", sent)
+	asked := c.asked(got.Manifest.Layers[0].Digest)
+	_, from, _ := strings.Cut(asked[len(asked)-1], " from ")
+	if at, err := strconv.Atoi(from); err != nil || at < 1<<20 {
+		t.Errorf("the layer was asked for as %q, want from where the disk was full", asked)
 	}
 	if _, _, err := s.Rootfs(t.Context(), got, nil); !errors.Is(err, ErrNoSpace) {
 		t.Errorf("rootfs: %v", err)
