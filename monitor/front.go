@@ -23,7 +23,7 @@ const maxFronts = 256
 
 // goodbye is how long the monitor waits at its end for front ends to read
 // their last answers.
-const goodbye = 2 * time.Second
+const goodbye = 5 * time.Second
 
 // fronts are the connections to front ends.
 type fronts struct {
