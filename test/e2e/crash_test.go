@@ -227,9 +227,23 @@ func TestInterrupt(t *testing.T) {
 			p := w.begin("", "run", "--name", "c", name, "sh", "-c", "trap 'exit 130' INT; while :; do sleep 0.1; done")
 			time.Sleep(delay * time.Millisecond)
 			p.signal(unix.SIGINT)
+			// A shell that has begun and not yet set its trap is deaf to it, as every first
+			// process is: its user tries again.
+			ended := make(chan struct{})
+			go func() {
+				for {
+					select {
+					case <-ended:
+						return
+					case <-time.After(2 * time.Second):
+						p.cmd.Process.Signal(unix.SIGINT)
+					}
+				}
+			}()
 			if r := p.wait(); r.code != 130 {
 				t.Errorf("after %d ms: %s", delay, r)
 			}
+			close(ended)
 			// It was given up before it began, or it ended by its own decision.
 			w.manis("rm", "-f", "c")
 		}
