@@ -378,7 +378,7 @@ func (s *Standby) rehearse(ctx context.Context, places *place.Places, guest *net
 	if _, err := s.sandbox.Wait(ctx, containerID, ""); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
-	if _, err := s.sandbox.Agent().RemoveContainer(ctx, &agent.ContainerRef{Id: containerID}); err != nil {
+	if err := s.sandbox.RemoveContainer(ctx, containerID); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	return nil
@@ -462,11 +462,12 @@ func (m *Monitor) claimed(ctx context.Context, b *machine, cfg *sandbox.Config) 
 	}
 	ctx, span := trace.Start(ctx, "claim")
 	defer span.End()
-	b.later(s.release)
 	if err := s.sandbox.Claim(ctx, *cfg); err != nil {
+		s.release() // before the next machine is given the same network
 		fmt.Fprintf(os.Stderr, "cloning a template instead of using the machine that waited: %v\n", err)
 		return false
 	}
+	b.later(s.release)
 	b.sandbox, b.boot = s.sandbox, "pool "+s.key
 	return true
 }

@@ -171,10 +171,10 @@ func (k *Keeper) follow(ctx context.Context, tell func(event)) (waited bool, err
 	}
 	err = <-ended
 	if words := said.String(); words != "" {
-		return waited, fmt.Errorf("%s", words)
+		return waited, errors.New(words)
 	}
 	if err == nil {
-		err = fmt.Errorf("it ended")
+		err = errors.New("it ended")
 	}
 	return waited, err
 }
@@ -226,10 +226,4 @@ func (w *lastWords) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-func (w *lastWords) String() string {
-	s := string(w.b)
-	for len(s) > 0 && s[len(s)-1] == '\n' {
-		s = s[:len(s)-1]
-	}
-	return s
-}
+func (w *lastWords) String() string { return strings.TrimRight(string(w.b), "\n") }
