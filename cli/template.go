@@ -73,6 +73,9 @@ func (a *app) templateBuildCommand() *cobra.Command {
 				return asInterrupted(ctx, err)
 			}
 			defer t.Close()
+			if err := monitor.Exercise(ctx, places, driver, t, monitor.TemplateOf(vm)); err != nil {
+				return asInterrupted(ctx, err)
+			}
 			fmt.Fprintln(a.out, t.Info.Key[:shortKey])
 			return nil
 		},

@@ -41,17 +41,29 @@ func Start(p *Program, attr Attr, prepare func() error) (*Process, error) {
 		}
 		proc.PID, proc.pidfd = child.PID, child.FD
 		started <- nil
-		for {
-			if _, err := unix.Wait4(child.PID, &proc.status, 0, nil); err != unix.EINTR {
-				break
-			}
-		}
+		proc.reap()
 		close(proc.done)
 	}()
 	if err := <-started; err != nil {
 		return nil, err
 	}
 	return proc, nil
+}
+
+// reap waits for the end. wait4(2) would also return when another thread of this
+// program traces the child and stops it, so it is called when there is an end only.
+func (p *Process) reap() {
+	fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
+	for p.pidfd >= 0 && fds[0].Revents == 0 {
+		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
+			break
+		}
+	}
+	for {
+		if _, err := unix.Wait4(p.PID, &p.status, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
 }
 
 // Done is closed when the process has ended and was reaped.

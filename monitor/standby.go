@@ -1,12 +1,7 @@
 package monitor
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,20 +12,17 @@ import (
 	"strconv"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
 	"manis/container"
-	"manis/container/spec"
-	"manis/image/rootfs"
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
-	"manis/storage"
 	"manis/template"
 	"manis/trace"
 	"manis/vmm"
+	"manis/vmm/qemu"
 )
 
 // Standby is a machine that waits for a container: it was cloned from a template and has run a
@@ -40,7 +32,8 @@ type Standby struct {
 	sandbox  *sandbox.Sandbox
 	template *template.Template
 	key      string
-	dir      string // with the rehearsal's disks
+	guest    network.Addresses // as they were set up
+	dir      string            // with the rehearsal's disks
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration,
@@ -261,23 +254,40 @@ func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, f
 	return r.ID, first, log, nil
 }
 
-// newStandby clones a machine and has it run a container of no use.
+// newStandby makes a machine that has run a container of no use: continues one that was saved after it
+// had, or clones a template and rehearses.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
-	s := &Standby{}
-	defer func() {
-		if err != nil {
-			s.release()
-		}
-	}()
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
 		return nil, err
 	}
 	vm = TemplateOf(vm)
-	if s.template, err = Templates(places, driver).Get(ctx, vm, nil); err != nil {
+	t, err := Templates(places, driver).Get(ctx, vm, nil)
+	if err != nil {
 		return nil, err
 	}
-	s.key = s.template.Info.Key
+	if err := Exercise(ctx, places, driver, t, vm); err != nil {
+		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
+	}
+	s, err := cloneStandby(ctx, places, driver, t, vm)
+	if err != nil || vm.Saved != nil {
+		return s, err
+	}
+	if err := s.rehearse(ctx, places, 1); err != nil {
+		s.release()
+		return nil, err
+	}
+	return s, nil
+}
+
+// cloneStandby clones a template, which belongs to the machine from then on.
+func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver, t *template.Template, vm vmm.Config) (_ *Standby, err error) {
+	s := &Standby{template: t, key: t.Info.Key}
+	defer func() {
+		if err != nil {
+			s.release()
+		}
+	}()
 	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
 		return nil, err
 	}
@@ -286,22 +296,22 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	vm.Frozen, vm.RunDir, vm.CodeCache = s.template.Frozen(), s.dir, standbyCode
+	vm.RunDir = s.dir
+	if vm.Saved = t.Saved(); vm.Saved == nil {
+		vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
+	}
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
 		return nil, err
 	}
-	guest := stack.Guest()
+	s.guest = stack.Guest()
 	stack.Close()
 	s.sandbox, err = sandbox.Start(ctx, sandbox.Config{
-		Driver: driver, VM: vm, MAC: guest.MAC.String(), Hold: true,
-		Setup: &agent.SetupRequest{Network: guestNetwork(&guest)},
+		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
 	})
-	if err != nil {
-		return nil, err
-	}
-	return s, s.rehearse(ctx, places, &guest)
+	return s, err
 }
 
 // release ends the machine.
@@ -314,130 +324,6 @@ func (s *Standby) release() {
 		os.RemoveAll(s.dir)
 		os.Remove(filepath.Dir(s.dir)) // when it was the last
 	}
-}
-
-// standbyCode is how much translated code a machine that waits may keep: that of a start and
-// that of the container to come. With as much as other machines have, the second would push
-// the first out.
-const standbyCode = 96 << 20
-
-// rehearsalDisk is the size of the writable layer in a rehearsal, bytes.
-const rehearsalDisk = 32 << 20
-
-// rehearse runs a container that does nothing, from a root filesystem with one program.
-func (s *Standby) rehearse(ctx context.Context, places *place.Places, guest *network.Addresses) error {
-	root, img, err := rehearsalImage(ctx, s.dir)
-	if err != nil {
-		return fmt.Errorf("make the image of the rehearsal: %w", err)
-	}
-	defer os.Remove(root.Name())
-	defer root.Close()
-	path := filepath.Join(s.dir, "scratch")
-	if err := storage.NewBlanks(filepath.Join(places.Cache, "blank")).Clone(ctx, rehearsalDisk, path); err != nil {
-		return err
-	}
-	defer os.Remove(path)
-	scratch, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer scratch.Close()
-	for _, d := range []vmm.Disk{{Serial: rootSerial, File: root, ReadOnly: true}, {Serial: scratchSerial, File: scratch, Sync: vmm.SyncUnsafe}} {
-		if err := s.sandbox.VM().Insert(ctx, d); err != nil {
-			return err
-		}
-	}
-	cfg := &container.Config{
-		ID: containerID, Hostname: "rehearsal", ShmBytes: 64 << 20,
-		Process: container.Process{Args: []string{"/rehearse"}, Env: []string{"PATH=/"}, Dir: "/"},
-	}
-	request, err := spec.Build(cfg, spec.Environment{
-		RootDisk: rootSerial, ScratchDisk: scratchSerial, Verity: verityOf(img), Network: guest, Filled: map[int]bool{},
-	})
-	if err != nil {
-		return err
-	}
-	request.Id = containerID
-	for _, token := range []*uint64{&request.Process.Stdout, &request.Process.Stderr} {
-		conn, t, err := s.sandbox.Stream()
-		if err != nil {
-			return err
-		}
-		*token = t
-		go func() {
-			io.Copy(io.Discard, conn)
-			conn.Close()
-		}()
-	}
-	if _, err := s.sandbox.CreateContainer(ctx, request); err != nil {
-		return fmt.Errorf("rehearse: %w", err)
-	}
-	if _, err := s.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: containerID}); err != nil {
-		return fmt.Errorf("rehearse: %w", err)
-	}
-	if _, err := s.sandbox.Wait(ctx, containerID, ""); err != nil {
-		return fmt.Errorf("rehearse: %w", err)
-	}
-	if err := s.sandbox.RemoveContainer(ctx, containerID); err != nil {
-		return fmt.Errorf("rehearse: %w", err)
-	}
-	return nil
-}
-
-// rehearsalImage makes a root filesystem with one program, which ends at once.
-func rehearsalImage(ctx context.Context, dir string) (*os.File, *rootfs.Image, error) {
-	var archive bytes.Buffer
-	w := tar.NewWriter(&archive)
-	for _, d := range []string{"dev", "etc", "proc", "sys", "tmp"} {
-		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: d + "/", Mode: 0o755}); err != nil {
-			return nil, nil, err
-		}
-	}
-	program := nothing()
-	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "rehearse", Mode: 0o755, Size: int64(len(program))}); err != nil {
-		return nil, nil, err
-	}
-	if _, err := w.Write(program); err != nil {
-		return nil, nil, err
-	}
-	if err := w.Close(); err != nil {
-		return nil, nil, err
-	}
-	sum := sha256.Sum256(archive.Bytes())
-	path := filepath.Join(dir, "root")
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer file.Close()
-	img, err := rootfs.Build(ctx, file, []rootfs.Layer{{
-		Open:   func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(archive.Bytes())), nil },
-		Size:   int64(archive.Len()),
-		DiffID: v1.Hash{Algorithm: "sha256", Hex: hex.EncodeToString(sum[:])},
-	}}, rootfs.Options{TempDir: dir})
-	if err != nil {
-		return nil, nil, err
-	}
-	readable, err := os.Open(path)
-	return readable, img, err
-}
-
-// nothing is the smallest program (ELF64, x86-64): exit_group(0).
-func nothing() []byte {
-	code := []byte{0x31, 0xff, 0xb8, 0xe7, 0, 0, 0, 0x0f, 0x05} // xor edi, edi; mov eax, 231; syscall
-	const base, head = 0x400000, 64 + 56
-	size := uint64(head + len(code))
-	var b bytes.Buffer
-	b.WriteString("\x7fELF\x02\x01\x01" + "\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-	for _, v := range []any{
-		uint16(2), uint16(62), uint32(1), uint64(base + head), uint64(64), uint64(0), uint32(0), // type, machine, version, entry, program and section headers, flags
-		uint16(64), uint16(56), uint16(1), uint16(0), uint16(0), uint16(0),
-		uint32(1), uint32(5), uint64(0), uint64(base), uint64(base), size, size, uint64(0x1000), // PT_LOAD, read and execute
-	} {
-		binary.Write(&b, binary.LittleEndian, v)
-	}
-	b.Write(code)
-	return b.Bytes()
 }
 
 // hurry gives the machine the scheduling of ordinary processes: it was made when nobody else

@@ -74,7 +74,12 @@ func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config,
 	}
 	b.later(t.Close)
 	b.boot = "template " + t.Info.Key
-	vm.Frozen = t.Frozen()
+	if err := Exercise(ctx, m.places, driver, t, vm); err != nil {
+		fmt.Fprintf(os.Stderr, "going on without an exercised machine: %v\n", err)
+	}
+	if vm.Saved = t.Saved(); vm.Saved == nil {
+		vm.Frozen = t.Frozen()
+	}
 	cfg.VM = vm
 	if cfg.MAC == "" {
 		cfg.MAC = templateMAC

@@ -60,6 +60,7 @@ type Sandbox struct {
 	cancel  context.CancelFunc
 	network sync.WaitGroup
 	card    net.Conn // of Hold, until Claim
+	slots   []vmm.Disk
 }
 
 // ErrEnded is wrapped by the error of a call whose machine ended before it
@@ -95,7 +96,7 @@ var errHung = errors.New("the guest does not answer")
 
 func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, err error) {
 	life, cancel := context.WithCancel(context.Background())
-	s := &Sandbox{life: life, cancel: cancel}
+	s := &Sandbox{life: life, cancel: cancel, slots: cfg.VM.Disks}
 	defer func() {
 		if err != nil {
 			s.Kill()
@@ -103,7 +104,8 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	}()
 
 	vmConfig := cfg.VM
-	if cfg.Attach == nil && !cfg.Hold && vmConfig.Frozen != nil {
+	cloned := vmConfig.Frozen != nil || vmConfig.Saved != nil
+	if cfg.Attach == nil && !cfg.Hold && cloned {
 		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC} // a clone has what its template has
 	}
 	if cfg.Attach != nil || cfg.Hold {
@@ -146,7 +148,7 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	if s.guest.Version != wire.Version {
 		return nil, fmt.Errorf("set up the virtual machine: its agent speaks protocol %d, this manis %d (rebuild the guest image: make build)", s.guest.Version, wire.Version)
 	}
-	if vmConfig.Frozen == nil {
+	if !cloned {
 		s.record(bootCtx, []*agent.Span{{Name: "kernel", EndNs: s.guest.ReadyNs}})
 	}
 	s.record(bootCtx, []*agent.Span{{Name: "agent", StartNs: s.guest.ReceivedNs, EndNs: s.guest.DoneNs}})
@@ -181,6 +183,29 @@ func (s *Sandbox) Claim(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("set up the virtual machine: %w", err)
 	}
 	return nil
+}
+
+// settleTime is how long an agent gets to become idle.
+const settleTime = 100 * time.Millisecond
+
+// Detach prepares a sandbox that was started with Hold for being saved: its agent waits for another
+// session, its slots are empty. All that can be done with it afterwards is to save its
+// machine and to kill it.
+func (s *Sandbox) Detach(ctx context.Context) error {
+	for _, d := range s.slots {
+		if err := s.vm.Insert(ctx, vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}); err != nil {
+			return err
+		}
+	}
+	if _, err := call(ctx, s, &agent.Empty{}, s.client.Detach); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(settleTime):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // setUp makes the machine unique, or unique again.

@@ -12,14 +12,10 @@
 package template
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -59,6 +55,8 @@ const (
 	memoryName = "memory"
 	stateName  = "state"
 	infoName   = "template.json"
+	// verifiedName holds the seal of files whose digests were right.
+	verifiedName = "verified"
 )
 
 // Info describes a template.
@@ -86,6 +84,7 @@ type Template struct {
 	Built  bool
 	memory *os.File
 	state  *os.File
+	saved  *vmm.Saved
 }
 
 // Frozen is what a clone starts from. The state's file is the template's, and only one
@@ -204,6 +203,9 @@ func (s *Store) open(key string) (*Template, error) {
 		t.Close()
 		return nil, fmt.Errorf("use template: %w", err)
 	}
+	if t.saved, err = openSaved(filepath.Join(dir, savedName)); err != nil {
+		t.saved = nil // it is made anew
+	}
 	now := time.Now()
 	os.Chtimes(filepath.Join(dir, infoName), now, now) // when it was last used
 	return t, nil
@@ -224,97 +226,13 @@ func readInfo(dir string) (*Info, error) {
 	return &info, nil
 }
 
-// check verifies the digests. What was verified since the host's boot and whose files have
-// not changed since, is not read again: a change of a file changes its ctime, which
-// nobody can set.
+// check verifies the digests.
 func (t *Template) check(dir string) error {
-	seal, err := t.seal()
+	err := verify(filepath.Join(dir, verifiedName), sealed{t.memory, t.Info.MemoryDigest}, sealed{t.state, t.Info.StateDigest})
 	if err != nil {
-		return err
+		return fmt.Errorf("template %s: %w", t.Info.Key, err)
 	}
-	path := filepath.Join(dir, "verified")
-	if b, err := os.ReadFile(path); err == nil && bytes.Equal(b, seal) {
-		return nil
-	}
-	for _, f := range []struct {
-		file *os.File
-		want string
-	}{{t.memory, t.Info.MemoryDigest}, {t.state, t.Info.StateDigest}} {
-		got, err := digest(f.file)
-		if err != nil {
-			return err
-		}
-		if got != f.want {
-			return fmt.Errorf("template %s: %s is damaged", t.Info.Key, filepath.Base(f.file.Name()))
-		}
-	}
-	writeFile(path, seal)
 	return nil
-}
-
-// seal identifies the files' present content for as long as the host runs.
-func (t *Template) seal() ([]byte, error) {
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return nil, err
-	}
-	b := bytes.NewBuffer(boot)
-	for _, f := range []*os.File{t.memory, t.state} {
-		var st unix.Stat_t
-		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-			return nil, fmt.Errorf("stat %s: %w", f.Name(), err)
-		}
-		fmt.Fprintln(b, st.Dev, st.Ino, st.Size, st.Ctim.Nano(), st.Mtim.Nano(), st.Mode)
-	}
-	fmt.Fprintln(b, t.Info.MemoryDigest, t.Info.StateDigest)
-	return b.Bytes(), nil
-}
-
-// digest hashes a sparse file: of each run of data its place and content. The position of
-// f is at the beginning afterwards.
-func digest(f *os.File) (string, error) {
-	st, err := f.Stat()
-	if err != nil {
-		return "", err
-	}
-	h := sha256.New()
-	buf := make([]byte, 256<<10)
-	zero := make([]byte, 4096)
-	fmt.Fprintln(h, st.Size())
-	for at := int64(0); at < st.Size(); {
-		from, err := unix.Seek(int(f.Fd()), at, unix.SEEK_DATA)
-		if err == unix.ENXIO {
-			break
-		}
-		if err != nil {
-			return "", fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		to, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE)
-		if err != nil {
-			return "", fmt.Errorf("read %s: %w", f.Name(), err)
-		}
-		for at = from &^ 4095; at < to; {
-			n, err := f.ReadAt(buf[:min(int64(len(buf)), st.Size()-at)], at)
-			if err != nil && err != io.EOF {
-				return "", fmt.Errorf("read %s: %w", f.Name(), err)
-			}
-			if n == 0 {
-				return "", fmt.Errorf("read %s: it became shorter", f.Name())
-			}
-			// Where a filesystem stores zeros and where a hole is its own affair.
-			for page := range slices.Chunk(buf[:n], 4096) {
-				if !bytes.Equal(page, zero[:len(page)]) {
-					fmt.Fprintln(h, at)
-					h.Write(page)
-				}
-				at += int64(len(page))
-			}
-		}
-	}
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return "", err
-	}
-	return "sha256:" + hex.EncodeToString(h.Sum(nil)), nil
 }
 
 // build boots a machine and freezes it, aside, and puts the result in place at once. The
@@ -467,7 +385,7 @@ func (s *Store) LastUse(key string) time.Time { return lastUse(filepath.Join(s.d
 // Bytes is what a template takes of the disk.
 func (s *Store) Bytes(key string) int64 {
 	var sum int64
-	for _, name := range []string{memoryName, stateName, infoName} {
+	for _, name := range []string{memoryName, stateName, infoName, savedName + "/" + pagesName, savedName + "/" + resumerName} {
 		var st unix.Stat_t
 		if unix.Stat(filepath.Join(s.dir, key, name), &st) == nil {
 			sum += st.Blocks * 512
@@ -570,17 +488,4 @@ func (s *Store) current(i Info) bool {
 		}
 	}
 	return true
-}
-
-// writeFile replaces a file at once. Its failure costs time only.
-func writeFile(path string, b []byte) {
-	tmp, err := os.CreateTemp(filepath.Dir(path), ".tmp-")
-	if err != nil {
-		return
-	}
-	_, err = tmp.Write(b)
-	tmp.Close()
-	if err != nil || os.Rename(tmp.Name(), path) != nil {
-		os.Remove(tmp.Name())
-	}
 }

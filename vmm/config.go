@@ -36,6 +36,9 @@ type Config struct {
 	// see Fingerprint of the driver: only what is behind a disk, a share or the network
 	// interface differs. Nil: the VM boots.
 	Frozen *Frozen
+	// Saved is a monitor's process to continue, instead of a new one that boots or goes on from Frozen;
+	// the same holds of what shapes the VM. Nil: there is none.
+	Saved *Saved
 	// VCPUs is the number of virtual processors; 0 means 1.
 	VCPUs int
 	// Disks appear in the guest in this order, each found by its serial.
@@ -69,6 +72,15 @@ type Frozen struct {
 	// State is all the rest, open for reading at its beginning, by a description of
 	// its own for each clone.
 	State *os.File
+}
+
+// Saved is a VM that Save has saved, with the process of its monitor. It is bound to the boot
+// of the host under which that was done.
+type Saved struct {
+	// Pages and Resumer are the paths of the files that Save has written.
+	Pages, Resumer string
+	// Monitor is what Save has returned.
+	Monitor string
 }
 
 // Accel says what executes the guest's code.
@@ -151,8 +163,10 @@ func (c *Config) Check() error {
 		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
 	}
 	switch {
-	case c.Kernel == "" && c.Frozen == nil:
+	case c.Kernel == "" && c.Frozen == nil && c.Saved == nil:
 		return fail("no kernel")
+	case c.Saved != nil && (c.Frozen != nil || c.MemoryFile != "" || c.Unjailed || c.NIC == nil):
+		return fail("a saved machine goes on as it was saved: in a jail, with a network interface")
 	case c.Frozen != nil && (c.Frozen.Memory == "" || c.Frozen.State == nil || c.MemoryFile != ""):
 		return fail("a frozen machine without its memory or state")
 	case c.MemoryBytes < MinMemory:

@@ -73,12 +73,17 @@ type VM interface {
 	Listening() <-chan struct{}
 	// Insert puts a file into the slot of the disk with this serial that was empty at
 	// the start, in place of what it holds, while the guest does not use the disk. The
-	// file is duplicated.
+	// file is duplicated. Without a file the slot is empty again.
 	Insert(ctx context.Context, d Disk) error
 	// Freeze stops a VM with a MemoryFile for good and writes to state what is not in that
 	// file. The caller kills the VM in any case; after success memory and state
 	// are what Frozen takes.
 	Freeze(ctx context.Context, state *os.File) error
+	// Save stops a VM that went on from a frozen one, all of whose slots are empty, and writes the
+	// process of its monitor to two empty files: pages, and resumer, a program. The caller kills
+	// the VM in any case; after success the files are what Saved takes, with the text
+	// that is returned.
+	Save(ctx context.Context, pages, resumer *os.File) (string, error)
 	// Kill ends the VM at once, waits until nothing is left of it and
 	// releases its resources. The error says what could not be released.
 	Kill() error

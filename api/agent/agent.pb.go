@@ -3094,9 +3094,10 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x126\n" +
 	"\x18no_overwrite_dir_non_dir\x18\x04 \x01(\bR\x14noOverwriteDirNonDir\x12%\n" +
 	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership\x12\x1b\n" +
-	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xef\b\n" +
+	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xa7\t\n" +
 	"\x05Agent\x12D\n" +
-	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x12b\n" +
+	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x126\n" +
+	"\x06Detach\x12\x15.manis.agent.v1.Empty\x1a\x15.manis.agent.v1.Empty\x12b\n" +
 	"\x0fCreateContainer\x12&.manis.agent.v1.CreateContainerRequest\x1a'.manis.agent.v1.CreateContainerResponse\x12V\n" +
 	"\x0eStartContainer\x12%.manis.agent.v1.StartContainerRequest\x1a\x1d.manis.agent.v1.StartResponse\x12B\n" +
 	"\x04Exec\x12\x1b.manis.agent.v1.ExecRequest\x1a\x1d.manis.agent.v1.StartResponse\x12A\n" +
@@ -3190,39 +3191,41 @@ var file_api_agent_agent_proto_depIdxs = []int32{
 	37, // 20: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
 	30, // 21: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
 	1,  // 22: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
-	6,  // 23: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
-	20, // 24: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
-	21, // 25: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
-	23, // 26: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
-	25, // 27: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
-	26, // 28: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
-	19, // 29: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
-	19, // 30: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
-	27, // 31: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
-	19, // 32: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
-	19, // 33: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
-	31, // 34: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
-	33, // 35: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
-	19, // 36: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
-	0,  // 37: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
-	2,  // 38: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
-	17, // 39: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
-	22, // 40: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
-	22, // 41: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
-	24, // 42: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
-	0,  // 43: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
-	0,  // 44: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
-	0,  // 45: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
-	0,  // 46: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
-	0,  // 47: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
-	28, // 48: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
-	29, // 49: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
-	32, // 50: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
-	0,  // 51: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
-	0,  // 52: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
-	0,  // 53: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
-	38, // [38:54] is the sub-list for method output_type
-	22, // [22:38] is the sub-list for method input_type
+	0,  // 23: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.Empty
+	6,  // 24: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
+	20, // 25: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
+	21, // 26: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
+	23, // 27: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
+	25, // 28: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
+	26, // 29: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
+	19, // 30: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
+	19, // 31: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
+	27, // 32: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
+	19, // 33: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
+	19, // 34: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
+	31, // 35: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
+	33, // 36: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
+	19, // 37: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
+	0,  // 38: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
+	2,  // 39: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
+	0,  // 40: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
+	17, // 41: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
+	22, // 42: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
+	22, // 43: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
+	24, // 44: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
+	0,  // 45: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
+	0,  // 46: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
+	0,  // 47: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
+	0,  // 48: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
+	0,  // 49: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
+	28, // 50: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
+	29, // 51: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
+	32, // 52: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
+	0,  // 53: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
+	0,  // 54: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
+	0,  // 55: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
+	39, // [39:56] is the sub-list for method output_type
+	22, // [22:39] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name

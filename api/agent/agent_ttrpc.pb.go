@@ -9,6 +9,7 @@ import (
 
 type AgentService interface {
 	Setup(context.Context, *SetupRequest) (*SetupResponse, error)
+	Detach(context.Context, *Empty) (*Empty, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartContainer(context.Context, *StartContainerRequest) (*StartResponse, error)
 	Exec(context.Context, *ExecRequest) (*StartResponse, error)
@@ -35,6 +36,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Setup(ctx, &req)
+			},
+			"Detach": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req Empty
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Detach(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -158,6 +166,14 @@ func NewAgentClient(client *ttrpc.Client) AgentService {
 func (c *agentClient) Setup(ctx context.Context, req *SetupRequest) (*SetupResponse, error) {
 	var resp SetupResponse
 	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Setup", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Detach(ctx context.Context, req *Empty) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Detach", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

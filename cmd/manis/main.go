@@ -5,6 +5,13 @@ import (
 	"os"
 
 	"manis/cli"
+	"manis/guest/exercise"
 )
 
-func main() { os.Exit(cli.Main(os.Args[1:])) }
+func main() {
+	// In the container of a rehearsal, see package monitor: there is nothing else there.
+	if len(os.Args) > 1 && os.Args[1] == "exercise" {
+		os.Exit(exercise.Run(os.Args[2:]))
+	}
+	os.Exit(cli.Main(os.Args[1:]))
+}

@@ -62,17 +62,28 @@ func run(version string) error {
 	if err != nil {
 		return err
 	}
-	guest, err := wire.NewServer(port)
+	s := newService(version, port)
+	s.readyNS = monotonic()
+	for {
+		err := s.serve()
+		if !s.detached() {
+			return err
+		}
+	}
+}
+
+// serve answers one session of the host's.
+func (s *service) serve() error {
+	guest, err := wire.NewServer(s.port)
 	if err != nil {
 		return err
 	}
-	s := newService(version, guest)
+	s.guest = guest
 	server, err := ttrpc.NewServer(ttrpc.WithUnaryServerInterceptor(s.intercept))
 	if err != nil {
 		return fmt.Errorf("make server: %w", err)
 	}
 	api.RegisterAgentService(server, s)
-	s.readyNS = monotonic()
 	return guest.Serve(context.Background(), server)
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,4 +83,10 @@ func (p *port) Read(b []byte) (int, error) {
 }
 
 func (p *port) Write(b []byte) (int, error) { return p.file.Write(b) }
-func (p *port) Close() error                { return p.file.Close() }
+
+// Close ends the reads of a session and keeps the port for the next one: opening it again would be
+// an event that the host sees.
+func (p *port) Close() error { return p.file.SetReadDeadline(time.Unix(1, 0)) }
+
+// reopen makes reads wait again after Close.
+func (p *port) reopen() error { return p.file.SetReadDeadline(time.Time{}) }

@@ -21,17 +21,19 @@ const maxContainers = 512
 // service answers the host's requests.
 type service struct {
 	version string
-	guest   *wire.Server
+	port    *port
+	guest   *wire.Server // of the present session
 	readyNS int64
 
 	mu         sync.Mutex
 	isSetUp    bool
+	leaving    bool         // the session ends because the host detaches
 	network    *api.Network // as it was set up
 	containers map[string]*container
 }
 
-func newService(version string, guest *wire.Server) *service {
-	return &service{version: version, guest: guest, containers: make(map[string]*container)}
+func newService(version string, port *port) *service {
+	return &service{version: version, port: port, containers: make(map[string]*container)}
 }
 
 // intercept surrounds every request: nothing is served before Setup, and a

@@ -189,6 +189,36 @@ func isName(s string) bool {
 	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.ContainsAny(s, "/\x00")
 }
 
+// replyTime is how long a reply gets to leave before what carries it ends.
+const replyTime = 20 * time.Millisecond
+
+// Detach ends the session, see the protocol.
+func (s *service) Detach(ctx context.Context, _ *api.Empty) (*api.Empty, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.containers) > 0 {
+		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox has a container"))
+	}
+	s.leaving = true
+	guard("detach", func() {
+		time.Sleep(replyTime)
+		s.port.Close()
+	})
+	return &api.Empty{}, nil
+}
+
+// detached reports whether the session has ended because the host asked for it, and makes the
+// port ready for another one.
+func (s *service) detached() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.leaving {
+		return false
+	}
+	s.leaving = false
+	return s.port.reopen() == nil
+}
+
 // Shutdown ends every container, syncs, and powers the machine off.
 func (s *service) Shutdown(ctx context.Context, _ *api.Empty) (*api.Empty, error) {
 	s.mu.Lock()

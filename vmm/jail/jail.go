@@ -24,8 +24,10 @@ const LibraryDir = "/lib"
 
 // Config is what a jailed process is given.
 type Config struct {
-	// Closure is the program with all that the loader needs.
+	// Closure is the program with all that the loader needs. Nil: Program is one.
 	Closure *Closure
+	// Program is the path, inside the jail, of a static program among Files.
+	Program string
 	// Args follow the program's name.
 	Args []string
 	// Files are read-only files besides the closure.
@@ -192,8 +194,11 @@ func Start(c Config) (_ *Process, err error) {
 		p.Seccomp(f.Program, f.Flags)
 		env = environment
 	}
-	argv := append([]string{c.Closure.Program}, c.Args...)
-	p.Exec([]string{c.Closure.Program}, argv, env)
+	program := c.Program
+	if c.Closure != nil {
+		program = c.Closure.Program
+	}
+	p.Exec([]string{program}, append([]string{program}, c.Args...), env)
 
 	if j.Process, err = launch.Start(p, attr, nil); err != nil {
 		return nil, explain(err)
@@ -239,16 +244,9 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 	p.Mount("tmpfs", c.Dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=1m,nr_inodes=4k")
 	p.Chdir(c.Dir)
 	r := room{p: p, dirs: map[string]bool{".": true}}
-	if cl := c.Closure; cl.Interpreter != "" {
-		r.file(cl.Interpreter, cl.Interpreter)
-		for _, name := range sortedKeys(cl.Libraries) {
-			r.file(cl.Libraries[name], filepath.Join(LibraryDir, name))
-		}
-		for _, path := range cl.Loads {
-			r.file(path, path)
-		}
+	if c.Closure != nil {
+		r.closure(c.Closure)
 	}
-	r.file(c.Closure.Program, c.Closure.Program)
 	for _, f := range c.Files {
 		if f.Writable {
 			r.place(f.Inside) // mounted when all else is read-only
@@ -320,6 +318,20 @@ type room struct {
 	dirs map[string]bool
 	// files are those in the root itself.
 	files []string
+}
+
+// closure adds a program and what its loader needs.
+func (r *room) closure(c *Closure) {
+	if c.Interpreter != "" {
+		r.file(c.Interpreter, c.Interpreter)
+		for _, name := range sortedKeys(c.Libraries) {
+			r.file(c.Libraries[name], filepath.Join(LibraryDir, name))
+		}
+		for _, path := range c.Loads {
+			r.file(path, path)
+		}
+	}
+	r.file(c.Program, c.Program)
 }
 
 func (r *room) relative(path string) string { return "." + filepath.Clean("/"+path) }

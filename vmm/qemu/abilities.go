@@ -120,7 +120,10 @@ func (d *Driver) Abilities(ctx context.Context) (_ Abilities, err error) {
 	case <-ctx.Done():
 		return a, fmt.Errorf("wait for QEMU: %w", ctx.Err())
 	}
-	a.Version, a.Major, a.Minor = m.version.String(), m.version.Major, m.version.Minor
+	a.Version = m.version
+	if _, err := fmt.Sscanf(m.version, "%d.%d.", &a.Major, &a.Minor); err != nil {
+		return a, fmt.Errorf("QEMU's version is %q: %w", m.version, err)
+	}
 	facts, err := p.Verify()
 	if err != nil {
 		return a, fmt.Errorf("%w: %w", vmm.ErrNotJailed, err)

@@ -41,6 +41,8 @@ const (
 	kernelPath = "/kernel"
 	initrdPath = "/initrd"
 	memoryPath = "/memory"
+	// resumerPath is that of the program that continues a saved QEMU.
+	resumerPath = "/resumer"
 )
 
 // The descriptors that QEMU inherits; the NIC and then the disks follow.
@@ -170,9 +172,7 @@ func blockNode(name string, set int, d vmm.Disk) (string, error) {
 	if d.File == nil {
 		// Two nodes, so that the lower one can be exchanged.
 		b, err := json.Marshal(map[string]any{
-			"node-name": name, "driver": "raw", "read-only": d.ReadOnly, "file": map[string]any{
-				"driver": "null-co", "size": int64(slotBytes), "read-zeroes": true, "read-only": d.ReadOnly,
-			},
+			"node-name": name, "driver": "raw", "read-only": d.ReadOnly, "file": emptyNode("", d.ReadOnly),
 		})
 		return string(b), err
 	}
@@ -182,6 +182,15 @@ func blockNode(name string, set int, d vmm.Disk) (string, error) {
 	}
 	b, err := json.Marshal(node)
 	return string(b), err
+}
+
+// emptyNode is what lies below a slot without a disk.
+func emptyNode(name string, readOnly bool) map[string]any {
+	node := map[string]any{"driver": "null-co", "size": int64(slotBytes), "read-zeroes": true, "read-only": readOnly}
+	if name != "" {
+		node["node-name"] = name
+	}
+	return node
 }
 
 // fileNode is the block device node of a disk's file, whose descriptor is in set.

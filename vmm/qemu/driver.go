@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -91,12 +92,21 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		v.conns = append(v.conns, conn)
 		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Conn: theirs}
 	}
+	if c.Saved != nil {
+		if err := v.resume(ctx, d.install, c); err != nil {
+			return nil, errors.Join(err, v.Kill())
+		}
+		return v, nil
+	}
 	args, files, err := arguments(&c, d.install, d.tscKHz)
 	if err != nil {
 		v.release()
 		return nil, err
 	}
 	v.config, v.args = c, args
+	if c.NIC != nil {
+		v.nic = fdFree + slices.Index(files, c.NIC.Conn)
+	}
 	v.mark("prepare")
 	if err := v.spawn(d.install, files); err != nil {
 		v.release()
@@ -112,7 +122,7 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 // set-up it would be the failure of a mount. It makes paths absolute.
 func checkPaths(c *vmm.Config) error {
 	for what, path := range map[string]*string{"kernel": &c.Kernel, "initial file system": &c.Initrd, "memory": &c.MemoryFile} {
-		if *path == "" || c.Frozen != nil {
+		if *path == "" || c.Frozen != nil || c.Saved != nil {
 			continue
 		}
 		info, err := os.Stat(*path)

@@ -27,7 +27,7 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 	if c.Accel == "" {
 		c.Accel = vmm.AccelTCG
 	}
-	c.MemoryFile, c.Frozen, c.CodeCache = memoryPath, nil, 0
+	c.MemoryFile, c.Frozen, c.Saved, c.CodeCache = memoryPath, nil, nil, 0
 	c.Disks, c.NIC = slices.Clone(c.Disks), nil
 	for i := range c.Disks {
 		c.Disks[i].File = nil

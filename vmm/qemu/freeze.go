@@ -98,12 +98,15 @@ func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
 	n, before := v.inserted, v.below[slot]
 	v.mu.Unlock()
 	set := len(v.config.Disks) + n
-	node, err := fileNode(fmt.Sprintf("file%d", n), set, d)
-	if err != nil {
-		return err
-	}
-	if err := v.monitor.pass(ctx, "add-fd", map[string]any{"fdset-id": set}, d.File); err != nil {
-		return err
+	node := emptyNode(fmt.Sprintf("file%d", n), d.ReadOnly)
+	if d.File != nil {
+		var err error
+		if node, err = fileNode(fmt.Sprintf("file%d", n), set, d); err != nil {
+			return err
+		}
+		if err := v.monitor.pass(ctx, "add-fd", map[string]any{"fdset-id": set}, d.File); err != nil {
+			return err
+		}
 	}
 	if err := v.execute(ctx, "blockdev-add", node, nil); err != nil {
 		return err
@@ -115,17 +118,23 @@ func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
 	}
 	v.mu.Lock()
 	if v.below == nil {
-		v.below = map[int]int{}
+		v.below = map[int]below{}
 	}
-	v.below[slot] = n
+	v.below[slot] = below{n, d.File != nil}
 	v.mu.Unlock()
-	if before == 0 {
+	if before.node == 0 {
 		return nil
 	}
-	if err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": fmt.Sprintf("file%d", before)}, nil); err != nil {
+	if err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": fmt.Sprintf("file%d", before.node)}, nil); err != nil || !before.file {
 		return err
 	}
-	return v.execute(ctx, "remove-fd", map[string]any{"fdset-id": len(v.config.Disks) + before}, nil)
+	return v.execute(ctx, "remove-fd", map[string]any{"fdset-id": len(v.config.Disks) + before.node}, nil)
+}
+
+// below is what a slot holds: the number of its node, and whether it is a file.
+type below struct {
+	node int
+	file bool
 }
 
 // pass executes a command that takes a descriptor. It waits its turn like execute.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/vmm"
+	"manis/vmm/checkpoint"
 	"manis/vmm/jail"
 )
 
@@ -50,7 +51,8 @@ type machine struct {
 	// inserted counts the files that were put into slots; below says for a slot which
 	// of them it holds.
 	inserted int
-	below    map[int]int
+	below    map[int]below
+	nic      int // descriptor of the NIC's connection in QEMU
 	seen     events
 	facts    []vmm.Confinement
 	once     sync.Once
@@ -106,8 +108,11 @@ func (v *machine) spawn(in *Installation, files []*os.File) error {
 	}
 	descriptors = append(descriptors, files...)
 	first := negotiate
-	if c.Frozen != nil {
+	switch {
+	case c.Frozen != nil:
 		first += thaw(fdFree + len(files) - 1)
+	case c.Saved != nil:
+		first = ""
 	}
 	if _, err := conns[0].Write([]byte(first)); err != nil {
 		errR.Close()
@@ -121,6 +126,9 @@ func (v *machine) spawn(in *Installation, files []*os.File) error {
 	v.mark("spawn")
 	v.agent = conns[1]
 	v.monitor = newMonitor(conns[0], v.on)
+	if c.Saved != nil {
+		v.monitor.adopt(c.Saved.Monitor)
+	}
 	limit := c.ConsoleLimit
 	if limit == 0 {
 		limit = defaultConsole
@@ -151,6 +159,14 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 	if c.Unjailed {
 		return j
 	}
+	if c.Saved != nil {
+		j.Closure, j.Program = nil, resumerPath
+		j.Files = append(j.Files,
+			jail.File{Host: c.Saved.Resumer, Inside: resumerPath},
+			jail.File{Host: c.Saved.Pages, Inside: checkpoint.PagesPath})
+		j.Shares = shares(c)
+		return j
+	}
 	if c.Frozen != nil {
 		j.Files = append(j.Files, jail.File{Host: c.Frozen.Memory, Inside: memoryPath, Lent: true})
 	} else {
@@ -165,14 +181,20 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 	for name, path := range in.Firmware {
 		j.Files = append(j.Files, jail.File{Host: path, Inside: firmwareDir + "/" + name})
 	}
+	j.Shares = shares(c)
+	return j
+}
+
+func shares(c *vmm.Config) []jail.Share {
+	var all []jail.Share
 	for _, s := range c.Shares {
 		share := jail.Share{Name: s.Tag}
 		for _, e := range s.Entries {
 			share.Entries = append(share.Entries, jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File})
 		}
-		j.Shares = append(j.Shares, share)
+		all = append(all, share)
 	}
-	return j
+	return all
 }
 
 // greet waits until QEMU has built the machine.
@@ -190,6 +212,11 @@ func (v *machine) greet(ctx context.Context) error {
 	if err := v.verify(); err != nil || v.config.Frozen == nil {
 		return err
 	}
+	return v.thawed(ctx)
+}
+
+// thawed waits until a frozen or saved machine goes on.
+func (v *machine) thawed(ctx context.Context) error {
 	select {
 	case <-v.running:
 		v.mark("thaw")
@@ -407,7 +434,7 @@ func (v *machine) Info() vmm.Info {
 	defer v.mu.Unlock()
 	return vmm.Info{
 		Driver:      "qemu",
-		Version:     v.monitor.version.String(),
+		Version:     v.monitor.version,
 		PID:         v.process.PID,
 		Accel:       v.config.Accel,
 		Args:        v.args,

@@ -30,16 +30,11 @@ type event struct {
 	} `json:"data"`
 }
 
-// version is QEMU's, from its greeting.
-type version struct {
-	Major, Minor, Micro int
-	Package             string
-}
-
-func (v version) String() string {
-	s := fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)
-	if v.Package != "" {
-		s += " (" + v.Package + ")"
+// version is QEMU's, as its greeting says it.
+func version(major, minor, micro int, pkg string) string {
+	s := fmt.Sprintf("%d.%d.%d", major, minor, micro)
+	if pkg != "" {
+		s += " (" + printable(pkg) + ")"
 	}
 	return s
 }
@@ -53,7 +48,7 @@ type monitor struct {
 
 	greeted chan struct{} // closed when the greeting was answered
 	done    chan struct{} // closed when the connection has ended
-	version version       // valid after greeted
+	version string        // valid after greeted
 	err     error         // why it ended; valid after done
 
 	turn    chan struct{} // holds one token: the right to send a command
@@ -76,6 +71,12 @@ func newMonitor(conn net.Conn, on func(event)) *monitor {
 	m := &monitor{conn: conn, on: on, greeted: make(chan struct{}), done: make(chan struct{}), turn: make(chan struct{}, 1)}
 	m.turn <- struct{}{}
 	return m
+}
+
+// adopt goes on with a monitor that was greeted before its process was saved.
+func (m *monitor) adopt(version string) {
+	m.version = version
+	close(m.greeted)
 }
 
 // run reads until the connection ends. The owner calls it once, on a
@@ -148,12 +149,12 @@ func (m *monitor) handle(line []byte) error {
 		case <-m.greeted:
 			return errors.New("second greeting")
 		default:
-			m.version = version{v.QEMU.Major, v.QEMU.Minor, v.QEMU.Micro, printable(v.Package)}
+			m.version = version(v.QEMU.Major, v.QEMU.Minor, v.QEMU.Micro, v.Package)
 		}
 	case msg.ID == nil || msg.Return == nil && msg.Error == nil:
 		return errors.New("message that answers nothing")
 	case *msg.ID == 0:
-		if msg.Error != nil || m.version == (version{}) {
+		if msg.Error != nil || m.version == "" {
 			return fmt.Errorf("negotiation failed")
 		}
 		select {

@@ -43,7 +43,7 @@ func TestMonitorReads(t *testing.T) {
 	default:
 		t.Error("not greeted")
 	}
-	if got := m.version.String(); got != "7.2.22 (Debian)" {
+	if got := m.version; got != "7.2.22 (Debian)" {
 		t.Errorf("version %q", got)
 	}
 	if len(seen) != 1 || seen[0].Event != "SHUTDOWN" || seen[0].Data.Reason != "guest-?[2Jreset" {

@@ -1,0 +1,224 @@
+package monitor
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"manis/api/agent"
+	"manis/container"
+	"manis/container/spec"
+	"manis/image/rootfs"
+	"manis/place"
+	"manis/sandbox"
+	"manis/storage"
+	"manis/vmm"
+)
+
+// standbyCode is how much translated code a machine that rehearses may keep: that of the
+// rehearsal and that of the container to come. With as much as other machines have, the second would
+// push the first out.
+const standbyCode = 128 << 20
+
+// rehearsalDisk is the size of the writable layer in a rehearsal, bytes.
+const rehearsalDisk = 32 << 20
+
+// rehearsalProgram is where the program of package exercise, which is this one, lies in the container.
+const rehearsalProgram = "/exercise"
+
+// setup is the setup of a machine that waits.
+func (s *Standby) setup() *agent.SetupRequest {
+	return &agent.SetupRequest{Hostname: "rehearsal", Network: guestNetwork(&s.guest)}
+}
+
+// rehearse runs a container of no use some times, with everything that a start does, and
+// some of what comes after it.
+func (s *Standby) rehearse(ctx context.Context, places *place.Places, rounds int) error {
+	root, img, err := rehearsalImage(ctx, s.dir)
+	if err != nil {
+		return fmt.Errorf("make the image of the rehearsal: %w", err)
+	}
+	defer os.Remove(root.Name())
+	defer root.Close()
+	for round := range rounds {
+		if err := s.rehearseOnce(ctx, places, root, img, round); err != nil {
+			return fmt.Errorf("rehearse: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *os.File, img *rootfs.Image, round int) error {
+	path := filepath.Join(s.dir, "scratch")
+	if err := storage.NewBlanks(filepath.Join(places.Cache, "blank")).Clone(ctx, rehearsalDisk, path); err != nil {
+		return err
+	}
+	defer os.Remove(path)
+	scratch, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer scratch.Close()
+	disks := []vmm.Disk{{Serial: rootSerial, File: root, ReadOnly: true}, {Serial: scratchSerial, File: scratch, Sync: vmm.SyncUnsafe}}
+	if err := s.sandbox.Claim(ctx, sandbox.Config{VM: vmm.Config{Disks: disks}, Setup: s.setup()}); err != nil {
+		return err
+	}
+	cfg := &container.Config{
+		ID: containerID, Hostname: "rehearsal", ShmBytes: 64 << 20, TTY: round == 1,
+		Process: container.Process{Args: []string{rehearsalProgram, "exercise"}, Env: []string{"PATH=/"}, Dir: "/"},
+	}
+	request, err := spec.Build(cfg, spec.Environment{
+		RootDisk: rootSerial, ScratchDisk: scratchSerial, Verity: verityOf(img), Network: &s.guest, Filled: map[int]bool{},
+	})
+	if err != nil {
+		return err
+	}
+	request.Id, request.Ephemeral = containerID, true
+	if err := s.streams(request.Process); err != nil {
+		return err
+	}
+	if _, err := s.sandbox.CreateContainer(ctx, request); err != nil {
+		return err
+	}
+	if _, err := s.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: containerID}); err != nil {
+		return err
+	}
+	if round > 0 {
+		s.visit(ctx, request.Process)
+	}
+	exit, err := s.sandbox.Wait(ctx, containerID, "")
+	if err != nil {
+		return err
+	}
+	if exit.ExitCode != 0 {
+		fmt.Fprintf(os.Stderr, "a part of the rehearsal failed: exit code %d\n", exit.ExitCode)
+	}
+	return s.sandbox.RemoveContainer(ctx, containerID)
+}
+
+// visit does with the running container what users do. What fails, because the
+// container has ended meanwhile for instance, does not matter.
+func (s *Standby) visit(ctx context.Context, like *agent.Process) {
+	p := &agent.Process{
+		Args: []string{rehearsalProgram, "exercise", "child"}, Env: like.Env, Cwd: "/",
+		Capabilities: like.Capabilities, Seccomp: like.Seccomp, SeccompFlags: like.SeccompFlags,
+	}
+	if s.streams(p) == nil {
+		if _, err := s.sandbox.Exec(ctx, &agent.ExecRequest{Id: containerID, ExecId: "visit", Process: p}); err == nil {
+			s.sandbox.Wait(ctx, containerID, "visit")
+		}
+	}
+	s.sandbox.Stats(ctx, containerID)
+	s.sandbox.Processes(ctx, containerID)
+}
+
+// streams connects a process: it reads nothing, and what it writes is thrown away.
+func (s *Standby) streams(p *agent.Process) error {
+	open := func(token *uint64, use func(net.Conn)) error {
+		conn, t, err := s.sandbox.Stream()
+		if err == nil {
+			*token = t
+			go use(conn)
+		}
+		return err
+	}
+	discard := func(conn net.Conn) {
+		io.Copy(io.Discard, conn)
+		conn.Close()
+	}
+	if p.Terminal {
+		return open(&p.Stdout, func(conn net.Conn) {
+			conn.Write([]byte{4}) // end of input, as typed
+			discard(conn)
+		})
+	}
+	if err := open(&p.Stdin, func(conn net.Conn) { conn.Close() }); err != nil {
+		return err
+	}
+	if err := open(&p.Stdout, discard); err != nil {
+		return err
+	}
+	return open(&p.Stderr, discard)
+}
+
+// rehearsalImage makes a root filesystem with one program, which is this one.
+func rehearsalImage(ctx context.Context, dir string) (*os.File, *rootfs.Image, error) {
+	layer, digest, err := rehearsalLayer(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer os.Remove(layer.Name())
+	defer layer.Close()
+	size, err := layer.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, nil, err
+	}
+	path := filepath.Join(dir, "root")
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer file.Close()
+	img, err := rootfs.Build(ctx, file, []rootfs.Layer{{
+		Open:   func() (io.ReadCloser, error) { return io.NopCloser(io.NewSectionReader(layer, 0, size)), nil },
+		Size:   size,
+		DiffID: v1.Hash{Algorithm: "sha256", Hex: digest},
+	}}, rootfs.Options{TempDir: dir})
+	if err != nil {
+		return nil, nil, err
+	}
+	readable, err := os.Open(path)
+	return readable, img, err
+}
+
+// rehearsalLayer writes the layer of that filesystem, and returns its digest too.
+func rehearsalLayer(dir string) (_ *os.File, digest string, err error) {
+	program, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return nil, "", err
+	}
+	defer program.Close()
+	info, err := program.Stat()
+	if err != nil {
+		return nil, "", err
+	}
+	layer, err := os.CreateTemp(dir, "layer")
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() {
+		if err != nil {
+			layer.Close()
+			os.Remove(layer.Name())
+		}
+	}()
+	h := sha256.New()
+	w := tar.NewWriter(io.MultiWriter(layer, h))
+	for _, name := range []string{"dev/", "etc/", "etc/exercise", "proc/", "sys/", "tmp/", "usr/", "usr/exercise"} {
+		head := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}
+		if name[len(name)-1] == '/' {
+			head.Typeflag = tar.TypeDir
+		}
+		if err := w.WriteHeader(head); err != nil {
+			return nil, "", err
+		}
+	}
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: rehearsalProgram[1:], Mode: 0o755, Size: info.Size()}); err != nil {
+		return nil, "", err
+	}
+	if _, err := io.Copy(w, program); err != nil {
+		return nil, "", err
+	}
+	if err := w.Close(); err != nil {
+		return nil, "", err
+	}
+	return layer, hex.EncodeToString(h.Sum(nil)), nil
+}

@@ -1,0 +1,138 @@
+package template
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"manis/image/lockfile"
+	"manis/vmm"
+)
+
+// The files of a saved machine, below a template's directory.
+const (
+	savedName     = "saved"
+	pagesName     = "pages"
+	resumerName   = "resumer"
+	savedInfoName = "saved.json"
+)
+
+// Saved describes the machine that was saved together with its monitor's process, after it
+// went on from the template and was exercised. It is of use until the host's next boot.
+type Saved struct {
+	Created time.Time `json:"created"`
+	// BuildTime is how long it took to exercise and to save it.
+	BuildTime     time.Duration `json:"build_ns"`
+	Boot          string        `json:"boot"`
+	Monitor       string        `json:"monitor"`
+	PagesDigest   string        `json:"pages_digest"`
+	ResumerDigest string        `json:"resumer_digest"`
+}
+
+// Saved is the machine to continue instead of going on from Frozen; nil if there is none.
+func (t *Template) Saved() *vmm.Saved { return t.saved }
+
+// openSaved opens what Save has stored, if it is whole and of this boot.
+func openSaved(dir string) (*vmm.Saved, error) {
+	b, err := os.ReadFile(filepath.Join(dir, savedInfoName))
+	if err != nil {
+		return nil, err
+	}
+	var info Saved
+	if err := json.Unmarshal(b, &info); err != nil {
+		return nil, fmt.Errorf("read %s: %w", savedInfoName, err)
+	}
+	if boot, err := bootID(); err != nil || boot != info.Boot {
+		return nil, errors.New("the host has booted since it was saved")
+	}
+	saved := &vmm.Saved{Pages: filepath.Join(dir, pagesName), Resumer: filepath.Join(dir, resumerName), Monitor: info.Monitor}
+	pages, err := os.Open(saved.Pages)
+	if err != nil {
+		return nil, err
+	}
+	defer pages.Close()
+	resumer, err := os.Open(saved.Resumer)
+	if err != nil {
+		return nil, err
+	}
+	defer resumer.Close()
+	return saved, verify(filepath.Join(dir, verifiedName), sealed{pages, info.PagesDigest}, sealed{resumer, info.ResumerDigest})
+}
+
+// Save adds a saved machine to a template that has none. It is made by exercise, which writes the two
+// files and returns the monitor's text, see vmm.VM.Save. While one caller does it, the others
+// wait.
+func (s *Store) Save(ctx context.Context, t *Template, exercise func(ctx context.Context, pages, resumer *os.File) (string, error)) error {
+	if t.saved != nil {
+		return nil
+	}
+	lock, err := lockfile.Acquire(ctx, filepath.Join(s.dir, "."+t.Info.Key+".lock"), lockfile.Exclusive, true)
+	if err != nil {
+		return fmt.Errorf("save an exercised machine: %w", err)
+	}
+	defer lock.Release()
+	dir := filepath.Join(s.dir, t.Info.Key, savedName)
+	if t.saved, err = openSaved(dir); err == nil {
+		return nil
+	}
+	t.saved = nil
+	if err := s.save(ctx, dir, exercise); err != nil {
+		return fmt.Errorf("save an exercised machine: %w", err)
+	}
+	t.saved, err = openSaved(dir)
+	return err
+}
+
+func (s *Store) save(ctx context.Context, dir string, exercise func(ctx context.Context, pages, resumer *os.File) (string, error)) error {
+	begun := time.Now()
+	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	pages, err := os.OpenFile(filepath.Join(tmp, pagesName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer pages.Close()
+	resumer, err := os.OpenFile(filepath.Join(tmp, resumerName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer resumer.Close()
+	info := Saved{Created: time.Now()}
+	if info.Boot, err = bootID(); err != nil {
+		return err
+	}
+	if info.Monitor, err = exercise(ctx, pages, resumer); err != nil {
+		return err
+	}
+	// A QEMU of another user opens them; the directory is this user's alone.
+	if err := errors.Join(pages.Chmod(0o444), resumer.Chmod(0o555)); err != nil {
+		return err
+	}
+	if info.PagesDigest, err = digest(pages); err != nil {
+		return err
+	}
+	if info.ResumerDigest, err = digest(resumer); err != nil {
+		return err
+	}
+	info.BuildTime = time.Since(begun)
+	b, err := json.MarshalIndent(info, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(tmp, savedInfoName), b, 0o600); err != nil {
+		return err
+	}
+	// One of an earlier boot, or a damaged one, is in the way.
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(tmp, dir)
+}

@@ -1,0 +1,407 @@
+package checkpoint
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// PagesPath is where the resumer finds the file of the pages, in its own root directory.
+const PagesPath = "/pages"
+
+// pagesFD is where the resumer keeps that file open for a moment; above all descriptors of
+// the process.
+const pagesFD = 400
+
+// Options say what of a process is not to be put back as it is.
+type Options struct {
+	// Given are descriptors that are in place when the resumer is executed, like standard
+	// streams and sockets. The first must be of a kind that can be duplicated at will.
+	Given []int
+	// Replaced are files, by their paths in the process's root, in whose place another one is
+	// opened for reading.
+	Replaced map[string]string
+	// Filter is a seccomp program, an array of struct sock_filter, that is installed before
+	// the process goes on; the saved process's own filters cannot be read. Nil: none.
+	Filter []byte
+}
+
+// Save stops a process, writes its pages to pages, an empty file, and the program that continues it
+// to resumer, and lets it go on. The process must be one that the caller may trace, and be quiet: what
+// happens between its system calls and other processes is not saved.
+func Save(pid int, pages, resumer io.Writer, o Options) error {
+	if runtime.GOARCH != "amd64" {
+		return errors.ErrUnsupported
+	}
+	done := make(chan error, 1)
+	go func() {
+		// Only the thread that traces may ask, and it is not to be used for anything else then.
+		runtime.LockOSThread()
+		done <- save(pid, pages, resumer, o)
+	}()
+	if err := <-done; err != nil {
+		return fmt.Errorf("save process %d: %w", pid, err)
+	}
+	return nil
+}
+
+func save(pid int, pages, resumer io.Writer, o Options) error {
+	file, ok := pages.(*os.File)
+	if !ok || len(o.Given) == 0 {
+		return errors.New("no file for its pages, or no descriptors")
+	}
+	t, err := seize(pid)
+	defer t.release()
+	if err != nil {
+		return err
+	}
+	areas, err := readAreas(pid)
+	if err != nil {
+		return err
+	}
+	if err := t.findSyscall(areas); err != nil {
+		return err
+	}
+	for _, th := range t.threads {
+		if err := t.inspect(th); err != nil {
+			return err
+		}
+	}
+	slices.SortFunc(t.threads, func(a, b *thread) int { return a.own - b.own })
+	for _, th := range t.threads {
+		if err := t.interrogate(th); err != nil {
+			return err
+		}
+	}
+	actions, err := t.actions()
+	if err != nil {
+		return err
+	}
+	all, err := readDescriptors(pid)
+	if err != nil {
+		return err
+	}
+	if all[len(all)-1].fd >= pagesFD {
+		return fmt.Errorf("it has descriptors beyond %d", pagesFD)
+	}
+
+	p := new(plan)
+	p.memory(t, areas, o.Given, file)
+	if p.err != nil {
+		return p.err
+	}
+	p.kernels(areas)
+	if err := p.descriptors(all, o.Given, o.Replaced); err != nil {
+		return err
+	}
+	p.signals(&actions)
+	if err := p.run(t.threads, o.Filter); err != nil {
+		return err
+	}
+	b, err := p.program()
+	if err != nil {
+		return err
+	}
+	_, err = resumer.Write(b)
+	return err
+}
+
+// kernels moves what the kernel has put into the resumer to where the process believes it to be.
+// Only an unchanged kernel has the same there.
+func (p *plan) kernels(areas []area) {
+	var base uint64
+	for _, a := range areas {
+		if a.name == "[vdso]" {
+			base = a.start
+		}
+	}
+	for _, a := range areas {
+		if a.kernels() {
+			s := p.call("move "+a.name, unix.SYS_MREMAP, a.start-base, a.size(), a.size(), unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, a.start)
+			s.flags = fromVDSO
+		}
+	}
+}
+
+func (p *plan) signals(actions *[signals + 1]sigaction) {
+	for sig, a := range actions {
+		if a == (sigaction{}) {
+			continue
+		}
+		var b []byte
+		for _, w := range []uint64{a.handler, a.flags, a.restorer, a.mask} {
+			b = binary.LittleEndian.AppendUint64(b, w)
+		}
+		p.call("set the action of a signal", unix.SYS_RT_SIGACTION, uint64(sig), p.put(b, 8), 0, 8)
+	}
+}
+
+// threadFlags are those with which the C library clones a thread.
+const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD |
+	unix.CLONE_SYSVSEM | unix.CLONE_SETTLS | unix.CLONE_CHILD_CLEARTID
+
+// maxBurnt bounds the TIDs that are passed over because their threads have ended.
+const maxBurnt = 4096
+
+// run makes the other threads and lets all go on. The TIDs are as they were: a C library
+// has them in its memory. In a PID namespace of its own, whose first process the resumer
+// is, a kernel gives them out in order.
+func (p *plan) run(threads []*thread, filter []byte) error {
+	first := threads[0]
+	if first.own != 1 {
+		return fmt.Errorf("it is not the first process of its PID namespace but %d", first.own)
+	}
+	arch := func(th *thread) {
+		if th.regs.Gs_base != 0 {
+			p.call("set the GS base", unix.SYS_ARCH_PRCTL, 0x1001, th.regs.Gs_base)
+		}
+	}
+	own := func(th *thread) error {
+		arch(th)
+		if th.robust[0] != 0 {
+			p.call("set the robust list", unix.SYS_SET_ROBUST_LIST, th.robust[0], th.robust[1])
+		}
+		if r := th.rseq; r.pointer != 0 {
+			p.call("register restartable sequences", unix.SYS_RSEQ, r.pointer, uint64(r.size), 0, uint64(r.signature))
+		}
+		p.call("name a thread", unix.SYS_PRCTL, unix.PR_SET_NAME, p.cstring(th.name)).flags = mayFail
+		extended, err := th.extendedState()
+		if err != nil {
+			return err
+		}
+		th.stack[1] &= 0xffffffff
+		p.call("go on", unix.SYS_RT_SIGRETURN, p.put(th.frame(p.put(extended, 64)), 64)).flags = onFrame
+		return nil
+	}
+	p.call("set the FS base", unix.SYS_ARCH_PRCTL, 0x1002, first.regs.Fs_base)
+	p.call("set the TID's address", unix.SYS_SET_TID_ADDRESS, first.cleared)
+	if filter != nil {
+		var b []byte
+		b = binary.LittleEndian.AppendUint64(b, uint64(len(filter)/8))
+		b = binary.LittleEndian.AppendUint64(b, p.put(filter, 8))
+		p.call("install a seccomp filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, p.put(b, 8))
+	}
+	tid := 2
+	var burns, clones []int
+	for _, th := range threads[1:] {
+		if th.own-tid > maxBurnt {
+			return fmt.Errorf("%d of its threads have ended", th.own-tid)
+		}
+		for ; tid < th.own; tid++ {
+			burns = append(burns, len(p.steps))
+			s := p.call("pass over a TID", unix.SYS_CLONE, threadFlags&^(unix.CLONE_SETTLS|unix.CLONE_CHILD_CLEARTID))
+			s.flags, s.wanted = makesThread|checked, uint64(tid)
+		}
+		clones = append(clones, len(p.steps))
+		s := p.call("make a thread", unix.SYS_CLONE, threadFlags, 0, 0, th.cleared, th.regs.Fs_base)
+		s.flags, s.wanted = makesThread|checked, uint64(tid)
+		tid++
+	}
+	if err := own(first); err != nil {
+		return err
+	}
+	for i, at := range clones {
+		p.steps[at].thread = uint64(len(p.steps))
+		if err := own(threads[1+i]); err != nil {
+			return err
+		}
+	}
+	for _, at := range burns {
+		p.steps[at].thread = uint64(len(p.steps))
+	}
+	if len(burns) > 0 {
+		p.call("end a thread", unix.SYS_EXIT, 0)
+	}
+	return nil
+}
+
+// What of a mapping is put back how: pieces that hold something are mapped from the file of
+// the pages, all else is memory without content.
+const (
+	pageSize = 4096
+	// gap is the most of nothing that is stored between two pieces rather than mapping
+	// them apart, bytes.
+	gap = 64 << 10
+	// stackRoom is what the first thread's stack may grow to.
+	stackRoom = 8 << 20
+)
+
+var zeroPage [pageSize]byte
+
+// memory writes the content of every mapping to file and adds the steps that map it.
+func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) {
+	p.call("bound memory", unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1).flags = mayFail
+	lowest := 0
+	for slices.Contains(given, lowest) {
+		lowest++
+	}
+	s := p.call("open "+PagesPath, unix.SYS_OPENAT, cwd, p.cstring(PagesPath), unix.O_RDONLY|unix.O_CLOEXEC)
+	s.flags, s.wanted = checked, uint64(lowest)
+	p.call("place "+PagesPath, unix.SYS_DUP3, uint64(lowest), pagesFD, unix.O_CLOEXEC)
+	p.call("place "+PagesPath, unix.SYS_CLOSE, uint64(lowest))
+	w := &pageWriter{file: file}
+	for i, a := range areas {
+		if a.kernels() {
+			continue
+		}
+		if a.start < resumerEnd {
+			p.fail("it has memory at %#x, where the resumer lies", a.start)
+			return
+		}
+		if a.shared {
+			p.fail("it shares %s with others", a.name)
+			return
+		}
+		start := a.start
+		if a.name == "[stack]" {
+			if start = a.end - stackRoom; i > 0 {
+				start = max(start, areas[i-1].end)
+			}
+		}
+		p.area(t, a, start, w)
+		if p.err != nil {
+			return
+		}
+	}
+	if err := w.flush(); err != nil {
+		p.err = err
+		return
+	}
+	if err := file.Truncate(w.at); err != nil {
+		p.err = err
+	}
+	p.call("close "+PagesPath, unix.SYS_CLOSE, pagesFD)
+}
+
+func (p *plan) fail(format string, args ...any) {
+	if p.err == nil {
+		p.err = fmt.Errorf(format, args...)
+	}
+}
+
+// area adds one mapping.
+func (p *plan) area(t *tracee, a area, start uint64, w *pageWriter) {
+	const anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE | unix.MAP_FIXED_NOREPLACE
+	none := ^uint64(0)
+	what := "map memory"
+	if a.name != "" {
+		what = "map " + a.name
+	}
+	var pieces []piece
+	if a.prot&unix.PROT_READ != 0 || a.prot&unix.PROT_EXEC != 0 {
+		var err error
+		if pieces, err = t.pieces(a, w); err != nil {
+			p.err = err
+			return
+		}
+	}
+	if len(pieces) == 1 && pieces[0].start == start && pieces[0].end == a.end {
+		p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), unix.MAP_PRIVATE|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, pagesFD, uint64(pieces[0].offset))
+		return
+	}
+	p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), anonymous, none)
+	for _, piece := range pieces {
+		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), unix.MAP_PRIVATE|unix.MAP_NORESERVE|unix.MAP_FIXED, pagesFD, uint64(piece.offset))
+	}
+}
+
+// piece is a part of a mapping that holds something.
+type piece struct {
+	start, end uint64
+	offset     int64
+}
+
+// pieces writes what a mapping holds.
+func (t *tracee) pieces(a area, w *pageWriter) ([]piece, error) {
+	var pieces []piece
+	buf := make([]byte, 1<<20)
+	present, err := t.present(a)
+	if err != nil {
+		return nil, err
+	}
+	for at := a.start; at < a.end; {
+		n := min(uint64(len(buf)), a.end-at)
+		first := (at - a.start) / pageSize
+		if !a.file() && !slices.Contains(present[first:first+n/pageSize], true) {
+			at += n
+			continue
+		}
+		if err := t.read(at, buf[:n]); err != nil {
+			// Beyond the end of its file nothing can be read.
+			if a.file() {
+				return pieces, nil
+			}
+			return nil, err
+		}
+		for page := range slices.Chunk(buf[:n], pageSize) {
+			if !bytes.Equal(page, zeroPage[:]) {
+				last := len(pieces) - 1
+				if last >= 0 && at-pieces[last].end <= gap {
+					w.zeros(int64(at - pieces[last].end))
+				} else {
+					pieces = append(pieces, piece{start: at, offset: w.at})
+					last++
+				}
+				if err := w.write(page); err != nil {
+					return nil, err
+				}
+				pieces[last].end = at + pageSize
+			}
+			at += pageSize
+		}
+	}
+	return pieces, nil
+}
+
+// present says of each page of a mapping whether it has ever been touched.
+func (t *tracee) present(a area) ([]bool, error) {
+	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", t.pid))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	n := a.size() / pageSize
+	b := make([]byte, n*8)
+	if _, err := f.ReadAt(b, int64(a.start/pageSize*8)); err != nil {
+		return nil, fmt.Errorf("read which pages the process has: %w", err)
+	}
+	present := make([]bool, n)
+	for i := range present {
+		present[i] = binary.LittleEndian.Uint64(b[8*i:])>>62 != 0 // present or swapped
+	}
+	return present, nil
+}
+
+// pageWriter writes pages one after the other; pages of zeros are holes.
+type pageWriter struct {
+	file *os.File
+	at   int64
+	buf  []byte
+}
+
+func (w *pageWriter) write(page []byte) error {
+	w.buf = append(w.buf, page...)
+	w.at += int64(len(page))
+	if len(w.buf) < 4<<20 {
+		return nil
+	}
+	return w.flush()
+}
+
+func (w *pageWriter) zeros(n int64) {
+	w.flush()
+	w.at += n
+}
+
+func (w *pageWriter) flush() error {
+	_, err := w.file.WriteAt(w.buf, w.at-int64(len(w.buf)))
+	w.buf = w.buf[:0]
+	return err
+}
