@@ -56,6 +56,9 @@ func Main(args []string) int {
 	if len(args) == 2 && args[0] == "standby" {
 		return standby(ctx, args[1])
 	}
+	if len(args) == 2 && args[0] == "rehearse" {
+		return rehearse(ctx, args[1])
+	}
 	// The wire's library logs what nobody can help, like an answer that came when nobody
 	// waited any more. Errors that matter are returned.
 	log.L.Logger.SetOutput(io.Discard)
@@ -86,6 +89,19 @@ func standby(ctx context.Context, size string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// rehearse is the body of `manis rehearse SIZE`, which monitors start: SIZE is JSON.
+func rehearse(ctx context.Context, size string) int {
+	var cfg container.Config
+	err := json.Unmarshal([]byte(size), &cfg)
+	if err == nil {
+		err = monitor.RehearseMain(ctx, &cfg)
+	}
+	if err != nil {
 		return 1
 	}
 	return 0

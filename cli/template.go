@@ -73,7 +73,7 @@ func (a *app) templateBuildCommand() *cobra.Command {
 				return asInterrupted(ctx, err)
 			}
 			defer t.Close()
-			if err := monitor.Exercise(ctx, places, driver, t, monitor.TemplateOf(vm)); err != nil {
+			if err := monitor.Exercise(ctx, places, driver, t, monitor.TemplateOf(vm), true); err != nil {
 				return asInterrupted(ctx, err)
 			}
 			fmt.Fprintln(a.out, t.Info.Key[:shortKey])

@@ -19,6 +19,7 @@ import (
 	"manis/place"
 	"manis/sandbox"
 	"manis/storage"
+	"manis/template"
 	"manis/trace"
 	"manis/vmm"
 	"manis/vmm/qemu"
@@ -42,7 +43,8 @@ type machine struct {
 	address  string
 	gateway  string
 	mac      string
-	boot     string // see container.State
+	boot     string             // see container.State
+	template *template.Template // when it is from one
 	releases []func()
 	// populations are volumes that the agent fills while it creates the container.
 	populations []*storage.Population
@@ -93,6 +95,13 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	b.sandbox, err = sandbox.Start(ctx, cfg)
+	if cfg.VM.Saved != nil && errors.Is(err, vmm.ErrRejected) {
+		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", err)
+		b.template.Distrust(err)
+		cfg.VM.Saved, cfg.VM.Frozen = nil, b.template.Frozen()
+		b.boot = "template " + b.template.Info.Key
+		b.sandbox, err = sandbox.Start(ctx, cfg)
+	}
 	return b, err
 }
 

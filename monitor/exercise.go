@@ -2,9 +2,17 @@ package monitor
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"time"
 
+	"golang.org/x/sys/unix"
+
+	"manis/container"
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
@@ -18,13 +26,14 @@ import (
 const exerciseRounds = 3
 
 // Exercise adds to a template of the machine vm a clone of it that has run containers of no use
-// and was saved together with its monitor's process, if it has none that can be continued.
-func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t *template.Template, vm vmm.Config) error {
+// and was saved together with its monitor's process, if it has none that can be continued. What
+// has failed before is tried again by those who insist.
+func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t *template.Template, vm vmm.Config, insist bool) error {
 	if vm.Accel == vmm.AccelKVM {
 		return nil // nothing is translated there
 	}
 	store := Templates(places, driver)
-	return store.Save(ctx, t, func(ctx context.Context, pages, resumer *os.File) (string, error) {
+	return store.Save(ctx, t, insist, func(ctx context.Context, pages, resumer *os.File) (string, error) {
 		t, err := store.Get(ctx, vm, nil) // another description of its files
 		if err != nil {
 			return "", err
@@ -50,4 +59,66 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		}
 		return s.sandbox.VM().Save(ctx, pages, resumer)
 	})
+}
+
+// exerciseLater has a process of its own, of the lowest priority, exercise a machine for
+// containers of this size, if nobody does. It ends by itself and belongs to nobody.
+func exerciseLater(places *place.Places, t *template.Template, cfg *container.Config) {
+	driver := Driver(places)
+	if !Templates(places, driver).WantsSaving(t) {
+		return
+	}
+	size, err := json.Marshal(container.Config{Accel: cfg.Accel, Resources: cfg.Resources})
+	if err != nil {
+		return
+	}
+	cmd := exec.Command("/proc/self/exe", "rehearse", string(size))
+	cmd.Args[0] = "manis"
+	cmd.Env = append(os.Environ(), places.Environ()...)
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if cmd.Start() == nil {
+		go cmd.Wait()
+	}
+}
+
+// rehearseTime bounds the exercise of a machine that nobody waits for: on a busy host it may not
+// come to an end.
+const rehearseTime = 5 * time.Minute
+
+// RehearseMain is the body of `manis rehearse`: it exercises a machine of the size that cfg asks for.
+func RehearseMain(ctx context.Context, cfg *container.Config) error {
+	ctx, cancel := context.WithTimeout(ctx, rehearseTime)
+	defer cancel()
+	yield()
+	places, err := place.Find("", "")
+	if err != nil {
+		return err
+	}
+	vm, driver, err := Machine(ctx, places, cfg)
+	if err != nil {
+		return err
+	}
+	vm = TemplateOf(vm)
+	store := Templates(places, driver)
+	t, err := store.Get(ctx, vm, nil)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	if !store.WantsSaving(t) {
+		return nil
+	}
+	return Exercise(ctx, places, driver, t, vm, false)
+}
+
+// yield gives this process, and the processes that it starts, what nobody else wants of the
+// processor.
+func yield() {
+	tasks, _ := os.ReadDir("/proc/self/task")
+	for _, t := range tasks {
+		if tid, err := strconv.Atoi(t.Name()); err == nil {
+			unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
+		}
+	}
 }

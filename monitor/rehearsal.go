@@ -10,6 +10,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -82,7 +85,8 @@ func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *
 		return err
 	}
 	request.Id, request.Ephemeral = containerID, true
-	if err := s.streams(request.Process); err != nil {
+	var said words
+	if err := s.streams(request.Process, &said); err != nil {
 		return err
 	}
 	if _, err := s.sandbox.CreateContainer(ctx, request); err != nil {
@@ -99,7 +103,7 @@ func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *
 		return err
 	}
 	if exit.ExitCode != 0 {
-		fmt.Fprintf(os.Stderr, "a part of the rehearsal failed: exit code %d\n", exit.ExitCode)
+		fmt.Fprintf(os.Stderr, "a part of the rehearsal failed, which makes starts slower: %s\n", said.text())
 	}
 	return s.sandbox.RemoveContainer(ctx, containerID)
 }
@@ -111,7 +115,7 @@ func (s *Standby) visit(ctx context.Context, like *agent.Process) {
 		Args: []string{rehearsalProgram, "exercise", "child"}, Env: like.Env, Cwd: "/",
 		Capabilities: like.Capabilities, Seccomp: like.Seccomp, SeccompFlags: like.SeccompFlags,
 	}
-	if s.streams(p) == nil {
+	if s.streams(p, io.Discard) == nil {
 		if _, err := s.sandbox.Exec(ctx, &agent.ExecRequest{Id: containerID, ExecId: "visit", Process: p}); err == nil {
 			s.sandbox.Wait(ctx, containerID, "visit")
 		}
@@ -120,8 +124,8 @@ func (s *Standby) visit(ctx context.Context, like *agent.Process) {
 	s.sandbox.Processes(ctx, containerID)
 }
 
-// streams connects a process: it reads nothing, and what it writes is thrown away.
-func (s *Standby) streams(p *agent.Process) error {
+// streams connects a process: it reads nothing, and its errors are written to w.
+func (s *Standby) streams(p *agent.Process, w io.Writer) error {
 	open := func(token *uint64, use func(net.Conn)) error {
 		conn, t, err := s.sandbox.Stream()
 		if err == nil {
@@ -130,23 +134,55 @@ func (s *Standby) streams(p *agent.Process) error {
 		}
 		return err
 	}
-	discard := func(conn net.Conn) {
-		io.Copy(io.Discard, conn)
-		conn.Close()
+	drain := func(w io.Writer) func(net.Conn) {
+		return func(conn net.Conn) {
+			io.Copy(w, conn)
+			conn.Close()
+		}
 	}
 	if p.Terminal {
-		return open(&p.Stdout, func(conn net.Conn) {
+		err := open(&p.Stdout, func(conn net.Conn) {
 			conn.Write([]byte{4}) // end of input, as typed
-			discard(conn)
+			drain(w)(conn)
 		})
+		p.Stdin = p.Stdout // both ways
+		return err
 	}
 	if err := open(&p.Stdin, func(conn net.Conn) { conn.Close() }); err != nil {
 		return err
 	}
-	if err := open(&p.Stdout, discard); err != nil {
+	if err := open(&p.Stdout, drain(io.Discard)); err != nil {
 		return err
 	}
-	return open(&p.Stderr, discard)
+	return open(&p.Stderr, drain(w))
+}
+
+// words keeps the end of what a program said. The program is ours, but the machine
+// may be broken: it is text from a guest.
+type words struct {
+	mu   sync.Mutex
+	last []byte
+}
+
+const maxWords = 512
+
+func (w *words) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.last = append(w.last, b...)
+	w.last = slices.Clone(w.last[max(0, len(w.last)-maxWords):])
+	return len(b), nil
+}
+
+func (w *words) text() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return ' '
+		}
+		return r
+	}, string(w.last))
 }
 
 // rehearsalImage makes a root filesystem with one program, which is this one.

@@ -266,7 +266,7 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	if err != nil {
 		return nil, err
 	}
-	if err := Exercise(ctx, places, driver, t, vm); err != nil {
+	if err := Exercise(ctx, places, driver, t, vm, false); err != nil {
 		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
 	}
 	s, err := cloneStandby(ctx, places, driver, t, vm)

@@ -73,12 +73,15 @@ func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config,
 		return nil
 	}
 	b.later(t.Close)
-	b.boot = "template " + t.Info.Key
-	if err := Exercise(ctx, m.places, driver, t, vm); err != nil {
-		fmt.Fprintf(os.Stderr, "going on without an exercised machine: %v\n", err)
-	}
-	if vm.Saved = t.Saved(); vm.Saved == nil {
+	b.template, b.boot = t, "template "+t.Info.Key
+	if vm.Saved = t.Saved(); vm.Saved != nil {
+		b.boot += ", exercised"
+	} else {
 		vm.Frozen = t.Frozen()
+		if !t.Built {
+			// The second start of a size: there may be more.
+			exerciseLater(m.places, t, m.cfg)
+		}
 	}
 	cfg.VM = vm
 	if cfg.MAC == "" {

@@ -32,7 +32,12 @@ type Saved struct {
 	Monitor       string        `json:"monitor"`
 	PagesDigest   string        `json:"pages_digest"`
 	ResumerDigest string        `json:"resumer_digest"`
+	// Failed says why there is none; it is not tried again until the next boot.
+	Failed string `json:"failed,omitempty"`
 }
+
+// errFailed: saving has failed before.
+var errFailed = errors.New("saving an exercised machine has failed since the host's boot (manis template build tries again)")
 
 // Saved is the machine to continue instead of going on from Frozen; nil if there is none.
 func (t *Template) Saved() *vmm.Saved { return t.saved }
@@ -50,6 +55,9 @@ func openSaved(dir string) (*vmm.Saved, error) {
 	if boot, err := bootID(); err != nil || boot != info.Boot {
 		return nil, errors.New("the host has booted since it was saved")
 	}
+	if info.Failed != "" {
+		return nil, fmt.Errorf("%w: %s", errFailed, info.Failed)
+	}
 	saved := &vmm.Saved{Pages: filepath.Join(dir, pagesName), Resumer: filepath.Join(dir, resumerName), Monitor: info.Monitor}
 	pages, err := os.Open(saved.Pages)
 	if err != nil {
@@ -64,31 +72,80 @@ func openSaved(dir string) (*vmm.Saved, error) {
 	return saved, verify(filepath.Join(dir, verifiedName), sealed{pages, info.PagesDigest}, sealed{resumer, info.ResumerDigest})
 }
 
-// Save adds a saved machine to a template that has none. It is made by exercise, which writes the two
-// files and returns the monitor's text, see vmm.VM.Save. While one caller does it, the others
-// wait.
-func (s *Store) Save(ctx context.Context, t *Template, exercise func(ctx context.Context, pages, resumer *os.File) (string, error)) error {
+// Distrust forgets the saved machine, which could not be continued, until the next boot.
+func (t *Template) Distrust(reason error) {
+	if t.saved == nil {
+		return
+	}
+	dir := filepath.Dir(t.saved.Pages)
+	t.saved = nil
+	giveUp(dir, reason)
+}
+
+// giveUp leaves a note in place of a saved machine.
+func giveUp(dir string, reason error) {
+	boot, err := bootID()
+	if err != nil {
+		return
+	}
+	b, err := json.MarshalIndent(Saved{Created: time.Now(), Boot: boot, Failed: reason.Error()}, "", "  ")
+	if err != nil || os.MkdirAll(dir, 0o700) != nil {
+		return
+	}
+	writeFile(filepath.Join(dir, savedInfoName), b)
+	os.Remove(filepath.Join(dir, pagesName))
+	os.Remove(filepath.Join(dir, resumerName))
+}
+
+// Exerciser makes a saved machine: it writes the two files and returns the monitor's text, see
+// vmm.VM.Save.
+type Exerciser func(ctx context.Context, pages, resumer *os.File) (string, error)
+
+// Save adds a saved machine to a template that has none. While one caller makes it, the others
+// wait. Where that has failed since the host's boot, only a caller that insists tries again.
+func (s *Store) Save(ctx context.Context, t *Template, insist bool, exercise Exerciser) error {
 	if t.saved != nil {
 		return nil
 	}
-	lock, err := lockfile.Acquire(ctx, filepath.Join(s.dir, "."+t.Info.Key+".lock"), lockfile.Exclusive, true)
+	lock, err := lockfile.Acquire(ctx, s.saving(t), lockfile.Exclusive, true)
 	if err != nil {
 		return fmt.Errorf("save an exercised machine: %w", err)
 	}
 	defer lock.Release()
 	dir := filepath.Join(s.dir, t.Info.Key, savedName)
-	if t.saved, err = openSaved(dir); err == nil {
-		return nil
+	if t.saved, err = openSaved(dir); err == nil || errors.Is(err, errFailed) && !insist {
+		return err
 	}
-	t.saved = nil
 	if err := s.save(ctx, dir, exercise); err != nil {
+		if ctx.Err() == nil {
+			giveUp(dir, err)
+		}
 		return fmt.Errorf("save an exercised machine: %w", err)
 	}
 	t.saved, err = openSaved(dir)
 	return err
 }
 
-func (s *Store) save(ctx context.Context, dir string, exercise func(ctx context.Context, pages, resumer *os.File) (string, error)) error {
+// saving is the lock of Save.
+func (s *Store) saving(t *Template) string { return filepath.Join(s.dir, "."+t.Info.Key+".saving") }
+
+// WantsSaving reports whether Save would have something to do, and nobody is at it.
+func (s *Store) WantsSaving(t *Template) bool {
+	if t.saved != nil {
+		return false
+	}
+	if _, err := openSaved(filepath.Join(s.dir, t.Info.Key, savedName)); err == nil || errors.Is(err, errFailed) {
+		return false
+	}
+	lock, err := lockfile.Try(s.saving(t), lockfile.Exclusive, true)
+	if err != nil || lock == nil {
+		return false
+	}
+	lock.Release()
+	return true
+}
+
+func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
 	begun := time.Now()
 	tmp, err := os.MkdirTemp(s.dir, ".new-")
 	if err != nil {

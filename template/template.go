@@ -446,6 +446,7 @@ func (s *Store) Remove(key string) error {
 		return fmt.Errorf("remove template %.12s: %w", key, err)
 	}
 	os.Remove(filepath.Join(s.dir, "."+key+".lock"))
+	os.Remove(filepath.Join(s.dir, "."+key+".saving"))
 	return os.RemoveAll(gone)
 }
 

@@ -30,6 +30,9 @@ func (a area) kernels() bool {
 	return a.name == "[vdso]" || strings.HasPrefix(a.name, "[vvar")
 }
 
+// resumers reports whether the mapping is a resumer's.
+func (a area) resumers() bool { return a.start >= codeAddress && a.end <= resumerEnd && a.file() }
+
 func readAreas(pid int) ([]area, error) {
 	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {

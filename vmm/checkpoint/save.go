@@ -247,8 +247,10 @@ func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) {
 	p.call("place "+PagesPath, unix.SYS_DUP3, uint64(lowest), pagesFD, unix.O_CLOEXEC)
 	p.call("place "+PagesPath, unix.SYS_CLOSE, uint64(lowest))
 	w := &pageWriter{file: file}
+	// Of a process that was continued itself, what its resumer had is of no use.
+	continued := slices.ContainsFunc(areas, area.resumers)
 	for i, a := range areas {
-		if a.kernels() {
+		if a.kernels() || a.resumers() || continued && a.name == "[stack]" {
 			continue
 		}
 		if a.start < resumerEnd {

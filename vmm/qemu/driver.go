@@ -93,10 +93,15 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Conn: theirs}
 	}
 	if c.Saved != nil {
-		if err := v.resume(ctx, d.install, c); err != nil {
+		err := v.resume(ctx, d.install, c)
+		switch {
+		case err == nil:
+			return v, nil
+		case v.process == nil:
+			return nil, errors.Join(err, v.release())
+		default:
 			return nil, errors.Join(err, v.Kill())
 		}
-		return v, nil
 	}
 	args, files, err := arguments(&c, d.install, d.tscKHz)
 	if err != nil {

@@ -98,10 +98,10 @@ func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
 	n, before := v.inserted, v.below[slot]
 	v.mu.Unlock()
 	set := len(v.config.Disks) + n
-	node := emptyNode(fmt.Sprintf("file%d", n), d.ReadOnly)
+	node := emptyNode(v.node(n), d.ReadOnly)
 	if d.File != nil {
 		var err error
-		if node, err = fileNode(fmt.Sprintf("file%d", n), set, d); err != nil {
+		if node, err = fileNode(v.node(n), set, d); err != nil {
 			return err
 		}
 		if err := v.monitor.pass(ctx, "add-fd", map[string]any{"fdset-id": set}, d.File); err != nil {
@@ -125,11 +125,15 @@ func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
 	if before.node == 0 {
 		return nil
 	}
-	if err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": fmt.Sprintf("file%d", before.node)}, nil); err != nil || !before.file {
+	if err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": v.node(before.node)}, nil); err != nil || !before.file {
 		return err
 	}
 	return v.execute(ctx, "remove-fd", map[string]any{"fdset-id": len(v.config.Disks) + before.node}, nil)
 }
+
+// node names the node of the nth file that was inserted. A saved QEMU has nodes of
+// its earlier life, so no two lives give the same name.
+func (v *machine) node(n int) string { return fmt.Sprintf("file%d-%x", n, v.begun.UnixNano()) }
 
 // below is what a slot holds: the number of its node, and whether it is a file.
 type below struct {

@@ -22,7 +22,7 @@ func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (string, er
 	switch {
 	case v.config.Frozen == nil && v.config.Saved == nil || v.config.NIC == nil:
 		return "", fmt.Errorf("%w: only a machine that went on from a frozen one, with a network interface, can be saved", vmm.ErrConfig)
-	case slices.ContainsFunc(v.config.Disks, func(d vmm.Disk) bool { return d.File != nil }):
+	case slices.ContainsFunc(v.config.Disks, func(d vmm.Disk) bool { return d.File != nil }), v.full():
 		return "", fmt.Errorf("%w: a machine with disks that cannot be taken out cannot be saved", vmm.ErrConfig)
 	}
 	if err := v.Pause(ctx); err != nil {
@@ -34,13 +34,25 @@ func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (string, er
 	}
 	o := checkpoint.Options{
 		Given:    []int{fdNull, fdOut, fdErr, fdQMP, fdAgent, fdConsole, v.nic},
-		Replaced: map[string]string{memoryPath: checkpoint.PagesPath},
+		Replaced: map[string]string{memoryPath: checkpoint.PagesPath, checkpoint.PagesPath: checkpoint.PagesPath},
 		Filter:   filter,
 	}
 	if err := checkpoint.Save(v.process.PID, pages, resumer, o); err != nil {
 		return "", err
 	}
 	return v.monitor.version, nil
+}
+
+// full reports whether a slot holds a file.
+func (v *machine) full() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for _, b := range v.below {
+		if b.file {
+			return true
+		}
+	}
+	return false
 }
 
 // resumedForbidden is what QEMU's own filter forbids (its option -sandbox, as in always) beyond

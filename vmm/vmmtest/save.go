@@ -1,0 +1,192 @@
+package vmmtest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"manis/vmm"
+)
+
+// save saves a VM with its monitor's process and continues it several times.
+func (s suite) save(t *testing.T) {
+	frozen, state := s.template(t)
+	state.Seek(0, io.SeekStart)
+	c := frozen
+	c.Frozen, c.MemoryFile, c.RunDir = &vmm.Frozen{Memory: c.MemoryFile, State: state}, "", t.TempDir()
+	v, g := Start(t, s.driver, c)
+	g.Ask(t, "write /x before")
+	slot := func(content string) vmm.Disk {
+		t.Helper()
+		f := tempFile(t, 1<<20)
+		if _, err := f.WriteAt([]byte(content), 0); err != nil {
+			t.Fatal(err)
+		}
+		r, err := os.Open(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		return vmm.Disk{Serial: "root", ReadOnly: true, File: r}
+	}
+	if err := v.Insert(t.Context(), slot("rehearsal")); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.Ask(t, "head /dev/vda 9"); got != "rehearsal" {
+		t.Fatalf("the slot holds %q", got)
+	}
+	if err := v.Insert(t.Context(), vmm.Disk{Serial: "root", ReadOnly: true}); err != nil {
+		t.Fatal("empty the slot:", err)
+	}
+	saved := s.saveVM(t, v)
+
+	frozen.MemoryFile, frozen.RunDir = "", ""
+	resume := func(saved *vmm.Saved, content string) (vmm.VM, *Guest) {
+		t.Helper()
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "f"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c := frozen
+		c.Saved, c.RunDir = saved, t.TempDir()
+		c.Disks = []vmm.Disk{slot(content), {Serial: "scratch", File: tempFile(t, 1<<20)}}
+		c.Shares = []vmm.Share{{Tag: "b", Entries: []vmm.ShareEntry{{Name: "d", HostPath: dir}}}}
+		return Start(t, s.driver, c)
+	}
+	one, g1 := resume(saved, "first")
+	two, g2 := resume(saved, "other")
+	for _, g := range []*Guest{g1, g2} {
+		if got := g.Ask(t, "cat /x"); got != "before" {
+			t.Errorf("the file that was saved holds %q", got)
+		}
+		g.Ask(t, "mount b /mnt")
+	}
+	if a, b := g1.Ask(t, "head /dev/vda 5"), g2.Ask(t, "head /dev/vda 5"); a != "first" || b != "other" {
+		t.Errorf("the disks hold %q and %q", a, b)
+	}
+	if a, b := g1.Ask(t, "cat /mnt/d/f"), g2.Ask(t, "cat /mnt/d/f"); a != "first" || b != "other" {
+		t.Errorf("the shares hold %q and %q", a, b)
+	}
+	g1.Ask(t, "put /dev/vdb written")
+	g1.Ask(t, "write /x one")
+	if a, b := g1.Ask(t, "cat /x"), g2.Ask(t, "cat /x"); a != "one" || b != "before" {
+		t.Errorf("the files hold %q and %q", a, b)
+	}
+	if got := g2.Ask(t, "head /dev/vdb 1"); got != "\x00" {
+		t.Errorf("a disk of the other one holds %q", got)
+	}
+	info := one.Info()
+	if info.Version == "" {
+		t.Error("no version")
+	}
+	for _, f := range info.Jail {
+		if !f.InForce && f.Name != "control group" {
+			t.Errorf("%s: not in force: %s", f.Name, f.Detail)
+		}
+	}
+	if len(info.Jail) < 10 {
+		t.Errorf("%d facts about the jail", len(info.Jail))
+	}
+	if _, err := one.Memory(); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(one.Pause(t.Context()), one.Resume(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if got := g1.Ask(t, "echo again"); got != "again" {
+		t.Errorf("after the pause it says %q", got)
+	}
+	if _, err := one.Save(t.Context(), nil, nil); !errors.Is(err, vmm.ErrConfig) {
+		t.Errorf("saving a VM with disks in its slots: %v, want ErrConfig", err)
+	}
+	g2.send("poweroff")
+	select {
+	case <-two.Done():
+		if got := two.Exit().Reason; got != vmm.PowerOff {
+			t.Errorf("it ended by %+v", two.Exit())
+		}
+	case <-time.After(patience):
+		t.Error("it does not power off")
+	}
+	if err := errors.Join(one.Kill(), two.Kill()); err != nil {
+		t.Error(err)
+	}
+
+	// A VM that was continued can be saved in its turn.
+	next := frozen
+	next.Saved, next.RunDir = saved, t.TempDir()
+	v, g = Start(t, s.driver, next)
+	g.Ask(t, "write /x later")
+	again := s.saveVM(t, v)
+	if _, g := resume(again, "third"); g.Ask(t, "cat /x") != "later" {
+		t.Error("what was done after the first saving is lost")
+	}
+	s.damagedSave(t, frozen, saved)
+}
+
+// saveVM saves a VM and ends it.
+func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
+	t.Helper()
+	dir := t.TempDir()
+	open := func(name string) *os.File {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	pages, resumer := open("pages"), open("resumer")
+	monitor, err := v.Save(t.Context(), pages, resumer)
+	if err != nil {
+		t.Fatal("save:", err)
+	}
+	if err := v.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(pages.Chmod(0o444), resumer.Chmod(0o555), pages.Close(), resumer.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return &vmm.Saved{Pages: pages.Name(), Resumer: resumer.Name(), Monitor: monitor}
+}
+
+// damagedSave continues what cannot be continued: each is an error that says so.
+func (s suite) damagedSave(t *testing.T, c vmm.Config, saved *vmm.Saved) {
+	pages, err := os.ReadFile(saved.Pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resumer, err := os.ReadFile(saved.Resumer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, f := range map[string]struct{ pages, resumer []byte }{
+		"no pages":           {nil, resumer},
+		"half of the pages":  {pages[:len(pages)/2], resumer},
+		"no resumer":         {pages, nil},
+		"half of a resumer":  {pages, resumer[:len(resumer)/2]},
+		"noise as a resumer": {pages, bytes.Repeat([]byte("noise"), 1000)},
+	} {
+		dir := t.TempDir()
+		bad := &vmm.Saved{Pages: filepath.Join(dir, "pages"), Resumer: filepath.Join(dir, "resumer"), Monitor: saved.Monitor}
+		if err := errors.Join(os.WriteFile(bad.Pages, f.pages, 0o444), os.WriteFile(bad.Resumer, f.resumer, 0o555)); err != nil {
+			t.Fatal(err)
+		}
+		c := c
+		c.Saved, c.RunDir = bad, t.TempDir()
+		v, err := s.driver.Start(t.Context(), c)
+		if err == nil {
+			v.Kill()
+			t.Errorf("%s: a VM was continued", name)
+		} else if !errors.Is(err, vmm.ErrRejected) && !strings.Contains(err.Error(), "exec") {
+			t.Errorf("%s: %v", name, err)
+		} else {
+			t.Logf("%s: %v", name, err)
+		}
+	}
+}
