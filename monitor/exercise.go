@@ -38,6 +38,9 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		if err != nil {
 			return "", err
 		}
+		if !insist {
+			t.Relinquish()
+		}
 		s, err := cloneStandby(ctx, places, driver, t, vm)
 		if err != nil {
 			return "", err
@@ -61,11 +64,15 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 	})
 }
 
+// ExerciseVariable in the environment, when "off", keeps starts from having machines
+// exercised in the background.
+const ExerciseVariable = "MANIS_EXERCISE"
+
 // exerciseLater has a process of its own, of the lowest priority, exercise a machine for
 // containers of this size, if nobody does. It ends by itself and belongs to nobody.
 func exerciseLater(places *place.Places, t *template.Template, cfg *container.Config) {
 	driver := Driver(places)
-	if !Templates(places, driver).WantsSaving(t) {
+	if os.Getenv(ExerciseVariable) == "off" || cfg.Accel == "kvm" || !Templates(places, driver).WantsSaving(t) {
 		return
 	}
 	size, err := json.Marshal(container.Config{Accel: cfg.Accel, Resources: cfg.Resources})
@@ -109,6 +116,7 @@ func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	if !store.WantsSaving(t) {
 		return nil
 	}
+	t.Relinquish()
 	return Exercise(ctx, places, driver, t, vm, false)
 }
 

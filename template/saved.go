@@ -89,7 +89,11 @@ func giveUp(dir string, reason error) {
 		return
 	}
 	b, err := json.MarshalIndent(Saved{Created: time.Now(), Boot: boot, Failed: reason.Error()}, "", "  ")
-	if err != nil || os.MkdirAll(dir, 0o700) != nil {
+	if err != nil {
+		return
+	}
+	// Without the template there is nothing to give up.
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return
 	}
 	writeFile(filepath.Join(dir, savedInfoName), b)

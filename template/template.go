@@ -99,6 +99,10 @@ func (t *Template) Close() {
 	}
 }
 
+// Relinquish lets others remove the template although it is open: for work that nobody
+// waits for. What is open stays.
+func (t *Template) Relinquish() { unix.Flock(int(t.memory.Fd()), unix.LOCK_UN) }
+
 // Store is a directory of templates. It may be used by any number of processes.
 type Store struct {
 	dir    string

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,12 +24,24 @@ func (w *world) ownCache() string {
 	return filepath.Join(dir, "manis", "template")
 }
 
-// Clones of one template have nothing in common that has to be secret or unique.
+// Clones of one template have nothing in common that has to be secret or unique, neither
+// those that go on from it nor those of a machine that was exercised before.
 func TestClonesAreUnique(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	w.ownCache()
 	w.load("box")
-	w.ok("run", "--rm", "box", "true") // builds the template where there is none
+	w.ok("run", "--rm", "box", "true") // builds the template
+	seen := map[string]int{}
+	w.distinct(seen, 0, 6)
+	w.ok("template", "build")
+	w.distinct(seen, 6, 12)
+}
+
+// distinct runs clones and compares what they say with what was seen before.
+func (w *world) distinct(seen map[string]int, from, to int) {
+	t := w.t
+	t.Helper()
 	const script = `cat /proc/sys/kernel/random/uuid
 head -c 16 /dev/urandom | od -An -tx1 | tr -d ' '
 cat /proc/sys/kernel/random/boot_id
@@ -37,11 +50,10 @@ sed -n '/stack/p' /proc/self/maps | cut -d- -f1
 hostname
 date +%s`
 	names := []string{"uuid", "random bytes", "boot id", "temporary name", "stack address", "host name"}
-	const clones = 6
-	outputs := make([]string, clones)
+	outputs := make([]string, to)
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, 3)
-	for i := range clones {
+	for i := from; i < to; i++ {
 		wg.Go(func() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
@@ -53,28 +65,86 @@ date +%s`
 		})
 	}
 	wg.Wait()
-	seen := map[string]int{}
-	for i, out := range outputs {
+	for i, out := range outputs[from:] {
 		lines := strings.Split(strings.TrimSpace(out), "\n")
 		if len(lines) != len(names)+1 {
-			t.Fatalf("clone %d printed %q", i, out)
+			t.Fatalf("clone %d printed %q", from+i, out)
 		}
 		for n, name := range names {
 			if lines[n] == "" {
-				t.Errorf("clone %d has no %s", i, name)
+				t.Errorf("clone %d has no %s", from+i, name)
 			}
 			key := name + " " + lines[n]
 			if other, ok := seen[key]; ok {
-				t.Errorf("clones %d and %d share their %s %s", other, i, name, lines[n])
+				t.Errorf("clones %d and %d share their %s %s", other, from+i, name, lines[n])
 			}
-			seen[key] = i
+			seen[key] = from + i
 		}
 		clock, err := strconv.ParseInt(lines[len(names)], 10, 64)
 		if err != nil || time.Since(time.Unix(clock, 0)).Abs() > commandTime {
-			t.Errorf("clone %d believes that it is %q, %v", i, lines[len(names)], err)
+			t.Errorf("clone %d believes that it is %q, %v", from+i, lines[len(names)], err)
 		}
 	}
 }
+
+// A container in an exercised machine finds what it finds in one that has just booted. The
+// second start of a size has such a machine saved, in the background.
+func TestExercised(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dir := w.ownCache()
+	w.load("box")
+	w.setenv("MANIS_EXERCISE", "")
+	w.ok("run", "--rm", "box", "true")
+	exercised := func() bool {
+		r, _ := filepath.Glob(filepath.Join(dir, "*", "saved", "resumer"))
+		return len(r) > 0
+	}
+	if exercised() {
+		t.Error("the first start has a machine exercised")
+	}
+	w.ok("run", "--rm", "box", "true")
+	eventually(t, "a machine to be saved", exercised)
+	const script = `mount; ls -la / /tmp /etc /dev/shm | grep -v -e ' proc$' -e ' sys$'; env; ulimit -a; id; ip addr; ip route; hostname
+cat /proc/self/status /proc/self/cgroup | grep -v -e Pid -e ctxt -e Vm -e Rss -e Cpus -e Mems -e Seccomp_f -e SigQ
+ps; ls /proc/self/fd /sys/class/net /sys/block; nproc; cat /etc/resolv.conf /etc/hosts | sort; free -m | sed -n '2s/ *[0-9]*$//p' | cut -c1-20`
+	outputs := map[string]string{}
+	for _, boot := range []string{"cold", "template"} {
+		w.up("--name", boot, "--boot", boot, "--hostname", "same", "box", "sleep", "1000")
+		outputs[boot] = w.sh(boot, script)
+	}
+	if got := w.field("template", "{{.Manis.Boot}}"); !strings.HasSuffix(got, ", exercised") {
+		t.Errorf("the machine came from %q", got)
+	}
+	cold, warm := strings.Split(outputs["cold"], "\n"), strings.Split(outputs["template"], "\n")
+	for i := range max(len(cold), len(warm)) {
+		if i >= len(cold) || i >= len(warm) || comparable(cold[i]) != comparable(warm[i]) {
+			t.Fatalf("line %d differs: booted\n%s\nexercised\n%s", i, strings.Join(cold[min(i, len(cold)):min(i+2, len(cold))], "\n"), strings.Join(warm[min(i, len(warm)):min(i+2, len(warm))], "\n"))
+		}
+	}
+
+	// A saved machine that is damaged is not continued, and starts go on.
+	resumers, _ := filepath.Glob(filepath.Join(dir, "*", "saved", "resumer"))
+	if err := os.Remove(resumers[0]); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(resumers[0], []byte("noise"), 0o555); err != nil {
+		t.Fatal(err)
+	}
+	w.setenv("MANIS_EXERCISE", "off")
+	w.up("--name", "damaged", "box", "sleep", "1000")
+	if got := w.field("damaged", "{{.Manis.Boot}}"); strings.Contains(got, "exercised") {
+		t.Errorf("a damaged machine was continued: %q", got)
+	}
+}
+
+// comparable is a line without what differs between any two containers.
+func comparable(line string) string {
+	return varying.ReplaceAllString(line, "*")
+}
+
+// varying are times, hexadecimal addresses and names of disks.
+var varying = regexp.MustCompile(`[0-9][0-9]:[0-9][0-9]|dm-[0-9]+|[0-9a-f]{12,}`)
 
 // One of many first starts builds the template, every later one uses it, and inspect says so.
 func TestTemplateCommands(t *testing.T) {

@@ -46,7 +46,9 @@ func newWorld(t testing.TB) *world {
 	}
 	w.env = append(cleanEnviron(), "MANIS_ROOT="+w.root, "MANIS_RUN="+w.run, "MANIS_GUEST="+guestDir(),
 		"TMPDIR="+w.tmp, "MANIS_CONFIG="+filepath.Join(dir, "config"), "DOCKER_CONFIG="+filepath.Join(dir, "docker"),
-		"XDG_CACHE_HOME="+cacheDir())
+		"XDG_CACHE_HOME="+cacheDir(),
+		// A process that a test has not asked for would be a leak.
+		"MANIS_EXERCISE=off")
 	t.Cleanup(w.checkLeaks)
 	return w
 }
