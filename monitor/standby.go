@@ -26,6 +26,7 @@ import (
 	"manis/image/rootfs"
 	"manis/network"
 	"manis/place"
+	"manis/pool"
 	"manis/sandbox"
 	"manis/storage"
 	"manis/template"
@@ -43,8 +44,7 @@ type Standby struct {
 	dir      string // with the rehearsal's disks
 }
 
-// Waiting lists the sockets of machines that wait for a container with this configuration,
-// and key, the template that they come from.
+// Waiting lists the sockets of machines that wait for a container with this configuration.
 func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) []string {
 	dir, err := os.Open(places.Pool())
 	if err != nil {
@@ -54,15 +54,11 @@ func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) [
 	if !poolable(cfg) {
 		return nil
 	}
-	vm, driver, err := Machine(ctx, places, cfg)
+	kind, err := PoolKind(ctx, places, cfg)
 	if err != nil {
 		return nil
 	}
-	key, _, err := driver.Fingerprint(TemplateOf(vm))
-	if err != nil {
-		return nil
-	}
-	sockets, _ := filepath.Glob(filepath.Join(places.Pool(), key[:poolKey]+"-*"))
+	sockets, _ := filepath.Glob(filepath.Join(places.Pool(), kind.Key+"-*"))
 	return sockets
 }
 
@@ -174,6 +170,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			conn.Close()
 			continue
 		}
+		began := time.Now()
 		// Nobody else finds it any more.
 		os.Remove(path)
 		listener.Close()
@@ -186,7 +183,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			s.hurry()
 			conn.Write([]byte{1})
 			conn.Close()
-			fmt.Fprintln(w, "claimed")
+			fmt.Fprintln(w, "claimed", time.Since(began).Microseconds())
 			if c, ok := w.(io.Closer); ok {
 				c.Close()
 			}
@@ -312,7 +309,7 @@ func (s *Standby) release() {
 	s.template.Close()
 	if s.dir != "" {
 		os.RemoveAll(s.dir)
-		os.Remove(filepath.Dir(s.dir)) // when it was the last
+		pool.Leave(filepath.Dir(s.dir)) // when it was the last
 	}
 }
 
