@@ -283,3 +283,31 @@ func check(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// The units are such that systemd takes them without complaint.
+func TestUnits(t *testing.T) {
+	if _, err := exec.LookPath("systemd-analyze"); err != nil {
+		t.Skip(err)
+	}
+	for _, kind := range []string{"system", "user"} {
+		t.Run(kind, func(t *testing.T) {
+			dir := t.TempDir()
+			check(t, os.Mkdir(filepath.Join(dir, "bin"), 0o755))
+			check(t, os.WriteFile(filepath.Join(dir, "bin", "manisd"), []byte("#!/bin/sh\n"), 0o755))
+			args := []string{"verify", "--" + kind, "--man=no"}
+			for _, unit := range []string{"manisd.service", "manisd.socket"} {
+				b, err := os.ReadFile(filepath.Join("..", "..", "deploy", "systemd", kind, unit))
+				check(t, err)
+				path := filepath.Join(dir, unit)
+				check(t, os.WriteFile(path, bytes.ReplaceAll(b, []byte("@PREFIX@"), []byte(dir)), 0o644))
+				args = append(args, path)
+			}
+			cmd := exec.Command("systemd-analyze", args...)
+			cmd.Env = append(os.Environ(), "XDG_RUNTIME_DIR="+dir)
+			said, err := cmd.CombinedOutput()
+			if err != nil || bytes.Contains(said, []byte("manisd")) {
+				t.Errorf("%v\n%s", err, said)
+			}
+		})
+	}
+}
