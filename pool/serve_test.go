@@ -262,3 +262,32 @@ func TestOnePoolAtATime(t *testing.T) {
 		t.Errorf("after the end: %v", err)
 	}
 }
+
+// What a miss costs a start: with a pool that listens, one that is stopped, and none.
+func BenchmarkMiss(b *testing.B) {
+	top := b.TempDir()
+	dir, path := filepath.Join(top, "pool"), filepath.Join(top, place.PoolSocketName)
+	miss := func(b *testing.B) {
+		for b.Loop() {
+			Miss(dir, config(gigabyte))
+		}
+	}
+	b.Run("none", miss)
+	l, err := Listen(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer l.Close()
+	b.Run("stopped", miss)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			io.Copy(io.Discard, conn)
+			conn.Close()
+		}
+	}()
+	b.Run("listening", miss)
+}
