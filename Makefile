@@ -44,8 +44,11 @@ install:
 	install -D -m 755 bin/manisd $(DESTDIR)$(PREFIX)/bin/manisd
 	@for kind in system user; do \
 		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind && \
-		sed 's|@PREFIX@|$(PREFIX)|' deploy/systemd/$$kind/manisd.service >$(DESTDIR)$(PREFIX)/lib/systemd/$$kind/manisd.service || exit 1; \
+		for unit in manisd.service manisd.socket; do \
+			sed 's|@PREFIX@|$(PREFIX)|' deploy/systemd/$$kind/$$unit >$(DESTDIR)$(PREFIX)/lib/systemd/$$kind/$$unit || exit 1; \
+		done; \
 	done
+	install -D -m 644 deploy/manisd.json $(DESTDIR)$(PREFIX)/share/doc/manis/manisd.json
 	install -D -m 644 guest/image/vmlinuz $(DESTDIR)$(PREFIX)/lib/manis/vmlinuz
 	install -D -m 644 guest/image/initramfs $(DESTDIR)$(PREFIX)/lib/manis/initramfs
 

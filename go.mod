@@ -6,6 +6,7 @@ require (
 	github.com/containerd/go-dmverity v0.1.0
 	github.com/containerd/log v0.1.0
 	github.com/containerd/ttrpc v1.2.9
+	github.com/coreos/go-systemd/v22 v22.7.0
 	github.com/distribution/reference v0.6.0
 	github.com/docker/go-units v0.5.0
 	github.com/elastic/go-seccomp-bpf v1.6.0

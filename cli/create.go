@@ -15,7 +15,6 @@ import (
 	"manis/container"
 	"manis/image"
 	"manis/monitor"
-	"manis/place"
 	"manis/trace"
 )
 
@@ -272,18 +271,12 @@ func (a *app) launch(ctx context.Context, c *container.Container, forCopy bool) 
 	defer span.End()
 	opt := monitor.SpawnOptions{Environ: places.Environ(), Copy: forCopy}
 	if !forCopy {
-		opt.Pool = a.pool(ctx, places, c)
+		if cfg, err := c.Config(); err == nil {
+			opt.Pool = monitor.Waiting(ctx, places, cfg)
+			opt.Missed = func() { monitor.Missed(places, cfg) }
+		}
 	}
 	return monitor.Spawn(ctx, c, opt)
-}
-
-// pool lists the machines that wait for a container like c.
-func (a *app) pool(ctx context.Context, places *place.Places, c *container.Container) []string {
-	cfg, err := c.Config()
-	if err != nil {
-		return nil
-	}
-	return monitor.Waiting(ctx, places, cfg)
 }
 
 // writeNew writes a file that must not be there yet.

@@ -41,6 +41,7 @@ func commands() []entry {
 
 		{"container", groupManage, (*app).containerCommand},
 		{"image", groupManage, (*app).imageCommand},
+		{"pool", groupManage, (*app).poolCommand},
 		{"template", groupManage, (*app).templateCommand},
 		{"volume", groupManage, (*app).volumeCommand},
 		{"system", groupManage, (*app).systemCommand},

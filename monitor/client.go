@@ -37,6 +37,8 @@ type SpawnOptions struct {
 	// Pool are the sockets of machines that wait for a container like this one, to be tried in
 	// this order before a monitor is started; see Waiting.
 	Pool []string
+	// Missed is called when none of them took the container; it may be nil.
+	Missed func()
 	// Environ is added to the environment, such as place.Places.Environ.
 	Environ []string
 	// Copy starts a monitor that only serves copies, of a container that does not run and
@@ -77,8 +79,13 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 	}
 	defer log.Close()
 	// A machine that waits takes the lock itself: whether it has can be unclear here.
-	if !opt.Copy && !c.BeingCopied() && claim(ctx, opt.Pool, c, theirs, log) {
-		return newClient(c, conn, words)
+	if !opt.Copy && !c.BeingCopied() {
+		if claim(ctx, opt.Pool, c, theirs, log) {
+			return newClient(c, conn, words)
+		}
+		if opt.Missed != nil {
+			opt.Missed()
+		}
 	}
 	// Taken here and handed on, so that who has to wait for it hears so at once. A monitor
 	// that has said that its container has ended may hold it for a moment more: a start is

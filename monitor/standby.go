@@ -18,6 +18,7 @@ import (
 	"manis/container"
 	"manis/network"
 	"manis/place"
+	"manis/pool"
 	"manis/sandbox"
 	"manis/template"
 	"manis/trace"
@@ -36,8 +37,7 @@ type Standby struct {
 	dir      string            // with the rehearsal's disks
 }
 
-// Waiting lists the sockets of machines that wait for a container with this configuration,
-// and key, the template that they come from.
+// Waiting lists the sockets of machines that wait for a container with this configuration.
 func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) []string {
 	dir, err := os.Open(places.Pool())
 	if err != nil {
@@ -47,15 +47,11 @@ func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) [
 	if !poolable(cfg) {
 		return nil
 	}
-	vm, driver, err := Machine(ctx, places, cfg)
+	kind, err := PoolKind(ctx, places, cfg)
 	if err != nil {
 		return nil
 	}
-	key, _, err := driver.Fingerprint(TemplateOf(vm))
-	if err != nil {
-		return nil
-	}
-	sockets, _ := filepath.Glob(filepath.Join(places.Pool(), key[:poolKey]+"-*"))
+	sockets, _ := filepath.Glob(filepath.Join(places.Pool(), kind.Key+"-*"))
 	return sockets
 }
 
@@ -167,6 +163,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			conn.Close()
 			continue
 		}
+		began := time.Now()
 		// Nobody else finds it any more.
 		os.Remove(path)
 		listener.Close()
@@ -179,7 +176,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 			s.hurry()
 			conn.Write([]byte{1})
 			conn.Close()
-			fmt.Fprintln(w, "claimed")
+			fmt.Fprintln(w, "claimed", time.Since(began).Microseconds())
 			if c, ok := w.(io.Closer); ok {
 				c.Close()
 			}
@@ -322,7 +319,7 @@ func (s *Standby) release() {
 	s.template.Close()
 	if s.dir != "" {
 		os.RemoveAll(s.dir)
-		os.Remove(filepath.Dir(s.dir)) // when it was the last
+		pool.Leave(filepath.Dir(s.dir)) // when it was the last
 	}
 }
 

@@ -160,8 +160,17 @@ func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
 // TEMPLATE-PID, and each a directory.
 func (p *Places) Pool() string { return filepath.Join(p.Run, "pool") }
 
+// PoolSocketName is the name in Run of the socket at which manisd answers.
+const PoolSocketName = "manisd.sock"
+
+// PoolSocket is where manisd answers.
+func (p *Places) PoolSocket() string { return filepath.Join(p.Run, PoolSocketName) }
+
 // StandbyDir is the name in Pool of the directory of a waiting machine's process.
 func StandbyDir(pid int) string { return fmt.Sprintf(".run-%d", pid) }
+
+// PoolSettings is the file that says which machines manisd keeps.
+func (p *Places) PoolSettings() string { return filepath.Join(p.Config, "manisd.json") }
 
 // Registries is the file that says how to reach image registries.
 func (p *Places) Registries() string { return filepath.Join(p.Config, "registries.json") }
@@ -192,6 +201,11 @@ func FindGuest() (*Guest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the guest image: %w (set %s)", err, GuestVariable)
 	}
+	return FindGuestOf(exe)
+}
+
+// FindGuestOf returns the guest image that an executable would find beside itself.
+func FindGuestOf(exe string) (*Guest, error) {
 	// A link in ~/bin leads to the installation.
 	if real, err := filepath.EvalSymlinks(exe); err == nil {
 		exe = real

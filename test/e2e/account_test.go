@@ -32,10 +32,12 @@ func newUserWorld(t testing.TB) *world {
 		mode     os.FileMode
 	}{
 		{manisBinary, "bin/manis", 0o755},
+		{filepath.Join(filepath.Dir(manisBinary), "manisd"), "bin/manisd", 0o755},
 		{filepath.Join(guestDir(), "vmlinuz"), "lib/manis/vmlinuz", 0o644},
 		{filepath.Join(guestDir(), "initramfs"), "lib/manis/initramfs", 0o644},
 	} {
-		if err := copyFile(f.from, filepath.Join(prefix, f.to), f.mode); err != nil {
+		err := copyFile(f.from, filepath.Join(prefix, f.to), f.mode)
+		if err != nil && !(f.to == "bin/manisd" && os.IsNotExist(err)) { // its tests say so
 			t.Fatal(err)
 		}
 	}

@@ -1,0 +1,30 @@
+package monitor
+
+import (
+	"context"
+
+	"manis/container"
+	"manis/place"
+	"manis/pool"
+)
+
+// PoolKind says which waiting machine a container of this configuration can have.
+func PoolKind(ctx context.Context, places *place.Places, cfg *container.Config) (pool.Kind, error) {
+	vm, driver, err := Machine(ctx, places, cfg)
+	if err != nil {
+		return pool.Kind{}, err
+	}
+	key, _, err := driver.Fingerprint(TemplateOf(vm))
+	if err != nil {
+		return pool.Kind{}, err
+	}
+	return pool.Kind{Key: key[:poolKey], MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Accel: string(vm.Accel)}, nil
+}
+
+// Missed tells who keeps the pool that a container with this configuration could have had a
+// machine and found none. It waits for nobody.
+func Missed(places *place.Places, cfg *container.Config) {
+	if poolable(cfg) {
+		pool.Miss(places.Pool(), cfg)
+	}
+}
