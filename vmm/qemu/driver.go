@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -101,6 +102,12 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 			return nil, errors.Join(err, v.release())
 		default:
 			return nil, errors.Join(err, v.Kill())
+		}
+	}
+	if c.Frozen != nil {
+		// An attempt before may have read it.
+		if _, err := c.Frozen.State.Seek(0, io.SeekStart); err != nil {
+			return nil, fmt.Errorf("%w: read the state of the frozen machine: %w", vmm.ErrConfig, err)
 		}
 	}
 	args, files, err := arguments(&c, d.install, d.tscKHz)

@@ -3,7 +3,6 @@ package vmmtest
 import (
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -16,7 +15,6 @@ import (
 // save saves a VM with its monitor's process and continues it several times.
 func (s suite) save(t *testing.T) {
 	frozen, state := s.template(t)
-	state.Seek(0, io.SeekStart)
 	c := frozen
 	c.Frozen, c.MemoryFile, c.RunDir = &vmm.Frozen{Memory: c.MemoryFile, State: state}, "", t.TempDir()
 	v, g := Start(t, s.driver, c)
