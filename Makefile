@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e bench fuzz docs clean
+	check unit e2e bench bench-startup fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -70,6 +70,11 @@ e2e:
 
 bench: setup-test build
 	$(GO) run ./bench
+
+# Where starts spend their time, beside the peers, and how that has changed: ROUNDS in turn.
+ROUNDS ?= 20
+bench-startup: setup-test build
+	$(GO) run ./bench -only start -rounds $(ROUNDS) -data 1
 
 # FUZZTIME per target.
 FUZZTIME ?= 20s

@@ -144,6 +144,15 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	history, err := readHistory(o.out)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(o.sections, "start") {
+		if err := historyTable(os.Stdout, history); err != nil {
+			return err
+		}
+	}
 	fmt.Printf("\nnumbers: %s\npage:    %s\n", data, page)
 	return nil
 }

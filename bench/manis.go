@@ -66,6 +66,9 @@ func (m *manis) manis(ctx context.Context, args ...string) (string, error) {
 func (m *manis) command(ctx context.Context, t task) (*exec.Cmd, func()) {
 	m.last = fresh()
 	args := append([]string{"run", "--rm", "--name", m.last}, m.flags...)
+	if t.trace {
+		args = append(args, "--trace=json")
+	}
 	if t.stdin {
 		args = append(args, "-i")
 	}

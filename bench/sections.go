@@ -43,19 +43,25 @@ type bench struct {
 	w        *workshop
 	subjects []subject
 	manis    *manis // nil when there is no binary
+	phases   phases
 	rounds   int
 	stdio    int64 // bytes
 	network  int64 // bytes
 	log      io.Writer
 }
 
-// interleaved measures every subject once per round, beginning with another one
-// each time, so that what else the machine does hits all alike.
+// interleaved measures every subject once per round.
 func (b *bench) interleaved(ctx context.Context, section string, rounds int, measure func(context.Context, subject) error) error {
+	return b.inTurn(ctx, section, b.subjects, rounds, measure)
+}
+
+// inTurn measures every one of the subjects once per round, beginning with another one
+// each time, so that what else the machine does hits all alike.
+func (b *bench) inTurn(ctx context.Context, section string, subjects []subject, rounds int, measure func(context.Context, subject) error) error {
 	failed := make(map[string]bool)
 	for round := range rounds {
-		for i := range b.subjects {
-			s := b.subjects[(i+round)%len(b.subjects)]
+		for i := range subjects {
+			s := subjects[(i+round)%len(subjects)]
 			if failed[s.name()] {
 				continue
 			}
@@ -137,53 +143,6 @@ func running(ctx context.Context, s subject, t task, use func(cmd *exec.Cmd) err
 		return nil
 	}
 	return err
-}
-
-func (b *bench) start(ctx context.Context) error {
-	measure := func(record bool) func(context.Context, subject) error {
-		return func(ctx context.Context, s subject) error {
-			var first, begin time.Time
-			err := started(ctx, s, task{args: []string{"echo", "hello"}}, func(_ *exec.Cmd, out io.Reader, at time.Time) error {
-				begin = at
-				text := make([]byte, 1)
-				if _, err := io.ReadFull(out, text); err != nil {
-					return fmt.Errorf("wait for output: %w", err)
-				}
-				first = time.Now()
-				return nil
-			})
-			if err != nil || !record {
-				return err
-			}
-			b.add("start", "to first output", s.name(), "ms", false, ms(first.Sub(begin)))
-			b.add("start", "to exit", s.name(), "ms", false, ms(time.Since(begin)))
-			return nil
-		}
-	}
-	// Manis in three ways: from a template, booted, and out of the pool.
-	if b.manis != nil {
-		all := b.subjects
-		defer func() { b.subjects = all }()
-		b.subjects = nil
-		for _, s := range all {
-			if s != subject(b.manis) {
-				b.subjects = append(b.subjects, s)
-			}
-		}
-		b.subjects = append(b.subjects, b.manis.variant("manis", "--boot", "template"), b.manis.variant("manis, booted", "--boot", "cold"))
-		p, err := startPool(b.manis.variant("manis, pool"), b.w.run)
-		if err != nil {
-			b.skip("start", "manis, pool", err)
-		} else {
-			defer p.stop()
-			b.subjects = append(b.subjects, p)
-		}
-	}
-	// The first start of all fills the caches of programs.
-	if err := b.interleaved(ctx, "start", 1, measure(false)); err != nil {
-		return err
-	}
-	return b.interleaved(ctx, "start", b.rounds, measure(true))
 }
 
 func (b *bench) memory(ctx context.Context) error {

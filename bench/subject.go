@@ -20,6 +20,8 @@ type task struct {
 	port int
 	// stdin connects the container's to the command's.
 	stdin bool
+	// trace asks for the phases of the start on the command's stderr, where the runtime knows them.
+	trace bool
 }
 
 // subject is something that runs containers.

@@ -75,7 +75,7 @@ func newWorkshop(ctx context.Context, mib int64, log io.Writer) (w *workshop, er
 			return w, err
 		}
 	}
-	img, err := w.build(ctx)
+	img, err := w.makeImage(ctx)
 	if err != nil {
 		return w, err
 	}
@@ -104,8 +104,8 @@ func (w *workshop) close() {
 // not fill the cache for the second.
 var dataFiles = []string{"sequential", "random"}
 
-// build puts the probe and the data into a layer over busybox.
-func (w *workshop) build(ctx context.Context) (v1.Image, error) {
+// makeImage puts the probe and the data into a layer over busybox.
+func (w *workshop) makeImage(ctx context.Context) (v1.Image, error) {
 	fmt.Fprintln(w.log, "bench: building the image")
 	probe := filepath.Join(w.cache, "probe")
 	build := exec.CommandContext(ctx, goTool(), "build", "-trimpath", "-ldflags", "-s -w", "-o", probe, "./bench/probe")
