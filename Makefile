@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e bench bench-startup fuzz docs clean
+	check unit e2e bench bench-startup bench-gate bench-accept fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -75,6 +75,14 @@ bench: setup-test build
 ROUNDS ?= 20
 bench-startup: setup-test build
 	$(GO) run ./bench -only start -rounds $(ROUNDS) -data 1
+
+# Fails when starts have become slower than bench/accepted.json, in starts of runc and runsc.
+bench-gate: setup-test build
+	$(GO) run ./bench -gate -rounds 5
+
+# Makes the starts of now the accepted ones. On an idle machine.
+bench-accept: setup-test build
+	$(GO) run ./bench -accept -rounds $(ROUNDS)
 
 # FUZZTIME per target.
 FUZZTIME ?= 20s

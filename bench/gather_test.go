@@ -85,6 +85,7 @@ func TestFlags(t *testing.T) {
 		{"-only|starts", nil, nil, `unknown section "starts"`},
 		{"-only|manis", nil, nil, `unknown section "manis"`},
 		{"-skip|runc|crun", nil, nil, "wrong arguments"},
+		{"-gate|-accept", nil, nil, "wrong arguments"},
 		{"-rounds|0", nil, nil, "wrong arguments"},
 	} {
 		var args []string

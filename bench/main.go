@@ -45,6 +45,8 @@ type options struct {
 	data          int64 // MiB of each file
 	network       int64 // bytes
 	stdio         int64 // bytes
+	gate, accept  bool
+	accepted      string // file
 }
 
 func parse(args []string, usage io.Writer) (*options, error) {
@@ -60,10 +62,13 @@ func parse(args []string, usage io.Writer) (*options, error) {
 	fs.Int64Var(&o.data, "data", 64, "`MiB` of each data file")
 	network := fs.Int64("network", 256, "`MiB` through the network, each way")
 	stdio := fs.Int64("stdio", 1000, "`MB` through the standard streams, each way")
+	fs.BoolVar(&o.gate, "gate", false, "compare the ratios of starts with the accepted ones, and report nothing else")
+	fs.BoolVar(&o.accept, "accept", false, "make the ratios of starts the accepted ones, and report nothing else")
+	fs.StringVar(&o.accepted, "accepted", filepath.Join(top(), "bench", "accepted.json"), "`file` of the accepted ratios")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	if fs.NArg() > 0 || o.rounds < 1 || o.data < 1 || *network < 1 || *stdio < 1 {
+	if fs.NArg() > 0 || o.rounds < 1 || o.gate && o.accept || o.data < 1 || *network < 1 || *stdio < 1 {
 		fs.Usage()
 		return nil, errors.New("wrong arguments")
 	}
@@ -111,6 +116,9 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if o.gate || o.accept {
+		o.sections, o.data = []string{"start"}, 1
+	}
 	log := io.Writer(os.Stderr)
 	w, err := newWorkshop(ctx, o.data, log)
 	if w != nil {
@@ -123,10 +131,19 @@ func run(ctx context.Context, args []string) error {
 		Report: &Report{Date: time.Now(), Rounds: o.rounds, Host: host(ctx, o.accel), Versions: make(map[string]string)},
 		w:      w, rounds: o.rounds, network: o.network, stdio: o.stdio, log: log,
 	}
+	// A gate has no minutes to spare.
+	w.build = !o.gate
 	if err := b.gather(ctx, o); err != nil {
 		return err
 	}
 	defer b.clean()
+	g := &gate{path: o.accepted, rounds: o.rounds}
+	switch {
+	case o.gate:
+		return g.run(ctx, b, os.Stdout)
+	case o.accept:
+		return g.accept(ctx, b, os.Stdout)
+	}
 	for _, s := range []struct {
 		name    string
 		measure func(context.Context) error

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/term"
@@ -77,6 +78,12 @@ func (b *bench) inTurn(ctx context.Context, section string, subjects []subject, 
 	}
 	b.progress("")
 	return nil
+}
+
+// forget drops what was measured of starts, so that they can be measured again.
+func (b *bench) forget() {
+	b.Series, b.Phases, b.Contention, b.phases = nil, nil, nil, phases{}
+	b.Skipped = slices.DeleteFunc(b.Skipped, func(s Skip) bool { return s.Section == "start" })
 }
 
 // progress says on a terminal what is being done now.

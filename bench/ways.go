@@ -3,7 +3,7 @@ package main
 import "context"
 
 // way is one of the ways in which Manis comes to a machine for a container. Another one
-// to be measured, is another line of ways.
+// to be measured, and watched by the gate, is another line of ways.
 type way struct {
 	label string
 	flags []string // of manis run
