@@ -182,6 +182,7 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 
 {{if .History}}{{template "history" .History}}{{end}}
 <h2>Conditions</h2>
 <table>{{range $name, $version := .Versions}}<tr><th>{{$name}}<td>{{$version}}{{end}}</table>
+{{if .Failures}}<h3>Failed</h3><table>{{range .Failures}}<tr><td>{{.Subject}}<td>{{.Metric}}<td>{{.Count}} times<td>{{.Error}}{{end}}</table>{{end}}
 {{if .Skipped}}<h3>Not measured</h3><table>{{range .Skipped}}<tr><td>{{.Section}}<td>{{.Subject}}<td>{{.Reason}}{{end}}</table>{{end}}
 </html>
 `

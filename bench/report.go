@@ -23,6 +23,8 @@ type Report struct {
 	Phases []Phase `json:",omitempty"`
 	// Contention is what contention said before each start.
 	Contention []float64 `json:",omitempty"`
+	// Failures are the starts that should have succeeded.
+	Failures []Failure `json:",omitempty"`
 	// Skipped says what was not measured, and why.
 	Skipped []Skip
 }
@@ -52,6 +54,12 @@ type Series struct {
 // Skip is something that was left out.
 type Skip struct{ Section, Subject, Reason string }
 
+// Failure is an error, and how many starts had it.
+type Failure struct {
+	Section, Metric, Subject, Error string
+	Count                           int
+}
+
 // add appends a sample to the series, which is made with the first.
 func (r *Report) add(section, metric, subject, unit string, more bool, sample float64) {
 	for _, s := range r.Series {
@@ -69,6 +77,18 @@ func (r *Report) skip(section, subject string, reason error) {
 	if !slices.Contains(r.Skipped, s) {
 		r.Skipped = append(r.Skipped, s)
 	}
+}
+
+// fail notes that a start failed, and counts those that failed alike.
+func (r *Report) fail(section, metric, subject string, err error) {
+	f := Failure{section, metric, subject, strings.Join(strings.Fields(err.Error()), " "), 1}
+	for i, known := range r.Failures {
+		if known.Count = 1; known == f {
+			r.Failures[i].Count++
+			return
+		}
+	}
+	r.Failures = append(r.Failures, f)
 }
 
 // quantile of samples, by linear interpolation.

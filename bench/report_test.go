@@ -76,6 +76,21 @@ func TestTail(t *testing.T) {
 	}
 }
 
+// Failures that are alike are counted, not repeated.
+func TestFailures(t *testing.T) {
+	r := new(Report)
+	r.fail("burst", "50 at once", "manis", withoutName(errors.New("bench-1-2: it\n broke")))
+	r.fail("burst", "50 at once", "manis", withoutName(errors.New("bench-1-3: it broke")))
+	r.fail("burst", "50 at once", "manis", errors.New("other"))
+	if len(r.Failures) != 2 || r.Failures[0].Count != 2 || r.Failures[0].Error != "NAME: it broke" || r.Failures[1].Count != 1 {
+		t.Errorf("%+v", r.Failures)
+	}
+	var b bytes.Buffer
+	if err := r.table(&b); err != nil || !strings.Contains(b.String(), "manis, 50 at once, 2 times: NAME: it broke") {
+		t.Error(b.String())
+	}
+}
+
 func TestTable(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample().table(&b); err != nil {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -47,6 +48,9 @@ var counter atomic.Int64
 func fresh() string {
 	return fmt.Sprintf("bench-%d-%d", os.Getpid(), counter.Add(1))
 }
+
+// ownName finds the names that fresh gives.
+var ownName = regexp.MustCompile(`bench-[0-9]+-[0-9]+`)
 
 // interrupted makes a command end by a signal that it can act on, and for sure a
 // while later.

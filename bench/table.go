@@ -7,7 +7,7 @@ import (
 )
 
 // latencies are the sections whose slowest tenth and hundredth matter.
-var latencies = map[string]bool{"start": true}
+var latencies = map[string]bool{"start": true, "burst": true}
 
 // table writes the report for a terminal.
 func (r *Report) table(w io.Writer) error {
@@ -72,6 +72,12 @@ func explainFew(b *strings.Builder, few bool) bool {
 // troubleTable writes what failed and what was not measured.
 func (r *Report) troubleTable(w io.Writer) error {
 	var b strings.Builder
+	for i, f := range r.Failures {
+		if i == 0 {
+			b.WriteString("\nFailed\n")
+		}
+		fmt.Fprintf(&b, "  %s, %s, %d times: %s\n", f.Subject, f.Metric, f.Count, f.Error)
+	}
 	for i, s := range r.Skipped {
 		if i == 0 {
 			b.WriteString("\nNot measured\n")

@@ -9,11 +9,13 @@ type way struct {
 	flags []string // of manis run
 	// pool says that a daemon keeps machines waiting.
 	pool bool
+	// slow ways are not asked for bursts: nobody who starts many would use them.
+	slow bool
 }
 
 var ways = []way{
 	{label: "manis, template", flags: []string{"--boot", "template"}},
-	{label: "manis, booted", flags: []string{"--boot", "cold"}},
+	{label: "manis, booted", flags: []string{"--boot", "cold"}, slow: true},
 	{label: "manis, pool", pool: true},
 }
 
