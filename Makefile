@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e bench bench-startup bench-gate bench-accept fuzz docs clean
+	check unit e2e bench bench-startup bench-gate bench-accept soak fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -83,6 +83,11 @@ bench-gate: setup-test build
 # Makes the starts of now the accepted ones. On an idle machine.
 bench-accept: setup-test build
 	$(GO) run ./bench -accept -rounds $(ROUNDS)
+
+# SOAK containers started and ended in all ways, and nothing may be left.
+SOAK ?= 1000
+soak: setup-test build
+	$(GO) run ./test/soak/cmd -n $(SOAK)
 
 # FUZZTIME per target.
 FUZZTIME ?= 20s

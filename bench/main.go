@@ -5,6 +5,9 @@
 // numbers. It uses Manis only as a user does: through its command line.
 //
 //	go run ./bench -rounds 5 -only start,memory
+//
+// With -gate it compares starts with those that were accepted, and fails if they
+// have become slower: see verdict.go.
 package main
 
 import (
