@@ -24,19 +24,25 @@ func TestGate(t *testing.T) {
 		fails    string
 		says     string
 		ran      int // with a start of each attempt that is not recorded
+		busy     bool
 	}{
-		"good":                  {traced, []Ratio{ratio("manis", "runc", 1e5, 1e6, 1e7)}, "", "better", 1 + 2},
-		"worse, twice":          {traced, []Ratio{ratio("manis", "runc", 0.001, 0.001, 0.001)}, "slower", `grew most: "boot"`, 1 + 2 + 1 + 4},
-		"a peer is missing":     {traced, []Ratio{ratio("manis", "runsc", 0.001, 0.001, 0.001)}, "", "skipped", 1 + 2},
-		"nothing was accepted":  {traced, nil, "", "not accepted yet", 1 + 2},
-		"ours does not start":   {"exit 3", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", "exit status 3", 4},
-		"ours says the wrong":   {"echo hell", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", `"hell`, 4},
-		"ours says it twice":    {"echo hello; echo hello", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", "instead of", 4},
-		"ours is not in it all": {traced, []Ratio{ratio("manis, other", "runc", 1, 2, 3)}, "", "skipped", 1 + 2},
+		"good":         {traced, []Ratio{ratio("manis", "runc", 1e5, 1e6, 1e7)}, "", "better", 1 + 2, false},
+		"worse, twice": {traced, []Ratio{ratio("manis", "runc", 0.001, 0.001, 0.001)}, "slower", `grew most: "boot"`, 1 + 2 + 1 + 4, false},
+		"worse, twice, by far, on a busy machine": {traced, []Ratio{ratio("manis", "runc", 0.001, 0.001, 0.001)}, "slower", "others use this machine", 1 + 2 + 1 + 4, true},
+		"ours does not start on a busy machine":   {"exit 3", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "", "undecided", 4, true},
+		"a peer is missing":                       {traced, []Ratio{ratio("manis", "runsc", 0.001, 0.001, 0.001)}, "", "skipped", 1 + 2, false},
+		"nothing was accepted":                    {traced, nil, "", "not accepted yet", 1 + 2, false},
+		"ours does not start":                     {"exit 3", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", "exit status 3", 4, false},
+		"ours says the wrong":                     {"echo hell", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", `"hell`, 4, false},
+		"ours says it twice":                      {"echo hello; echo hello", []Ratio{ratio("manis", "runc", 1, 2, 3)}, "slower", "instead of", 4, false},
+		"ours is not in it all":                   {traced, []Ratio{ratio("manis, other", "runc", 1, 2, 3)}, "", "skipped", 1 + 2, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ours := &script{label: "manis", text: c.ours}
 			b := testBench(ours, &script{label: "runc", text: "echo hello"})
+			if c.busy {
+				b.contention = func() float64 { return 2 }
+			}
 			var out bytes.Buffer
 			err := (&gate{path: accepted(c.accepted...), rounds: 2}).run(context.Background(), b, &out)
 			if (err == nil) != (c.fails == "") || err != nil && !strings.Contains(err.Error(), c.fails) {

@@ -139,7 +139,7 @@ func run(ctx context.Context, args []string) error {
 	b := &bench{
 		Report: &Report{Date: time.Now(), Rounds: o.rounds, Host: host(ctx, o.accel), Versions: make(map[string]string)},
 		w:      w, rounds: o.rounds, network: o.network, stdio: o.stdio,
-		atOnce: o.atOnce, inARow: o.inARow, idle: o.idle, log: log,
+		atOnce: o.atOnce, inARow: o.inARow, idle: o.idle, log: log, contention: contention,
 	}
 	// A gate has no minutes to spare.
 	w.build = !o.gate

@@ -49,13 +49,15 @@ type bench struct {
 	subjects []subject
 	manis    *manis // nil when there is no binary
 	phases   phases
-	rounds   int
-	atOnce   int   // starts of a burst
-	inARow   int   // starts one after the other
-	idle     int   // containers side by side
-	stdio    int64 // bytes
-	network  int64 // bytes
-	log      io.Writer
+	// contention is the function of that name, but in tests.
+	contention func() float64
+	rounds     int
+	atOnce     int   // starts of a burst
+	inARow     int   // starts one after the other
+	idle       int   // containers side by side
+	stdio      int64 // bytes
+	network    int64 // bytes
+	log        io.Writer
 }
 
 // interleaved measures every subject once per round.

@@ -100,7 +100,7 @@ func (b *bench) starts(ctx context.Context, subjects []subject, rounds int) erro
 		return func(ctx context.Context, s subject) error {
 			ctx, cancel := context.WithTimeout(ctx, startTime)
 			defer cancel()
-			strain := contention()
+			b.Contention = append(b.Contention, b.contention())
 			st, err := startOf(ctx, s)
 			if err != nil || !record {
 				return err
@@ -108,7 +108,6 @@ func (b *bench) starts(ctx context.Context, subjects []subject, rounds int) erro
 			b.add("start", "to first output", s.name(), "ms", false, ms(st.first.Sub(st.begin)))
 			b.add("start", toExit, s.name(), "ms", false, ms(st.end.Sub(st.begin)))
 			b.phases.add(s.name(), st)
-			b.Contention = append(b.Contention, strain)
 			return nil
 		}
 	}

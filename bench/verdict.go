@@ -64,8 +64,13 @@ func compare(now, before []Ratio, contention float64, reasons map[string]string)
 		case ok:
 			list = append(list, judge(n, b, contention))
 		case reasons[b.Of] != "":
-			// It is ours, and part of what is built here: that it does not start is no excuse.
-			list = append(list, verdict{kind: worse, before: b, why: b.Of + ": " + reasons[b.Of]})
+			// It is ours, and part of what is built here: that it does not start is no excuse. But on a
+			// busy machine a pool, which is filled in time that nobody wants, may stay empty.
+			v := verdict{kind: worse, before: b, why: reasons[b.Of]}
+			if contention > maxContention {
+				v.kind = undecided
+			}
+			list = append(list, v)
 		default:
 			list = append(list, verdict{kind: skipped, before: b, why: cmp.Or(reasons[b.To], b.To+" was not measured")})
 		}

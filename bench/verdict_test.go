@@ -48,13 +48,16 @@ func TestCompare(t *testing.T) {
 			t.Fatalf("%q", got)
 		}
 	}
-	for i, want := range []string{"manis, a/runc: 20.0 (19.0 to 21.0 in 5 rounds), accepted 10.0 (9.00 to 11.0)", "manis, a/runsc: not installed", "manis, b: no machine", "manis, new/runc: 2.00"} {
+	for i, want := range []string{"manis, a/runc: 20.0 (19.0 to 21.0 in 5 rounds), accepted 10.0 (9.00 to 11.0)", "manis, a/runsc: not installed", "manis, b/runc: no machine", "manis, new/runc: 2.00"} {
 		if !strings.Contains(got[i], want) {
 			t.Errorf("%q lacks %q", got[i], want)
 		}
 	}
 	if suspects := strings.Join(doubted(list), "; "); suspects != "manis, a; manis, b; runc" {
 		t.Errorf("to be measured again: %s", suspects)
+	}
+	if list := compare(nil, before[2:], 2, map[string]string{"manis, b": "no machine"}); len(list) != 1 || list[0].kind != undecided {
+		t.Errorf("on a busy machine: %v", list)
 	}
 	if list := compare(nil, nil, 1, nil); len(list) != 0 {
 		t.Errorf("%v", list)

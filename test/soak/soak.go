@@ -45,7 +45,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		o.cycles = cycles
 	}
 	if o.restTime == 0 {
-		o.restTime = 90 * time.Second
+		o.restTime = 5 * time.Minute
 	}
 	in, err := install(ctx, o.Binary)
 	if err != nil {
