@@ -12,7 +12,7 @@ import (
 // gate is the comparison of starts with those that were accepted.
 type gate struct {
 	path   string // of the accepted ratios
-	rounds int    // of the first attempt; the second takes twice as many
+	rounds int    // of the first attempt; the second takes half as many again
 }
 
 // run measures and compares. It returns an error when a start-up has become slower.
@@ -25,6 +25,9 @@ func (g *gate) run(ctx context.Context, b *bench, out io.Writer) error {
 	defer release()
 	// Others than those that ratios are formed of would only take time.
 	subjects = slices.DeleteFunc(subjects, func(s subject) bool { return !ours(s.name()) && !slices.Contains(peersOfRatios, s.name()) })
+	if err := b.warmUp(ctx, subjects); err != nil {
+		return err
+	}
 	verdicts, err := g.attempt(ctx, b, subjects, g.rounds, accepted.Ratios)
 	if err != nil {
 		return err
@@ -34,7 +37,7 @@ func (g *gate) run(ctx context.Context, b *bench, out io.Writer) error {
 		fmt.Fprintln(out, "once more, with more rounds:")
 		subjects = slices.DeleteFunc(subjects, func(s subject) bool { return !slices.Contains(suspects, s.name()) })
 		kept := slices.DeleteFunc(slices.Clone(accepted.Ratios), func(r Ratio) bool { return !slices.Contains(suspects, r.Of) || !slices.Contains(suspects, r.To) })
-		if verdicts, err = g.attempt(ctx, b, subjects, 2*g.rounds, kept); err != nil {
+		if verdicts, err = g.attempt(ctx, b, subjects, (3*g.rounds+1)/2, kept); err != nil {
 			return err
 		}
 	}
