@@ -20,7 +20,7 @@ func (b *bench) bursts(ctx context.Context) error {
 	if b.manis == nil {
 		return nil
 	}
-	// The first start of all builds the template.
+	// The first start of all fills the caches of programs.
 	if _, err := startOf(ctx, b.manis); err != nil {
 		b.skip("burst", b.manis.name(), err)
 		return ctx.Err()

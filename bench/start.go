@@ -96,8 +96,7 @@ func (b *bench) start(ctx context.Context) error {
 	return b.starts(ctx, subjects, b.rounds)
 }
 
-// warmUp makes each subject's first start of all, which fills the caches of programs and builds
-// the template.
+// warmUp makes each subject's first start of all, which fills the caches of programs.
 func (b *bench) warmUp(ctx context.Context, subjects []subject) error {
 	return b.inTurn(ctx, "start", subjects, 1, func(ctx context.Context, s subject) error {
 		ctx, cancel := context.WithTimeout(ctx, startTime)
