@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e bench fuzz docs clean
+	check unit e2e bench bench-startup bench-gate bench-accept soak fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -73,6 +73,24 @@ e2e:
 
 bench: setup-test build
 	$(GO) run ./bench
+
+# Where starts spend their time, beside the peers, and how that has changed: ROUNDS in turn.
+ROUNDS ?= 20
+bench-startup: setup-test build
+	$(GO) run ./bench -only start -rounds $(ROUNDS) -data 1
+
+# Fails when starts have become slower than bench/accepted.json, in starts of runc and runsc.
+bench-gate: setup-test build
+	$(GO) run ./bench -gate -rounds 5
+
+# Makes the starts of now the accepted ones. On an idle machine.
+bench-accept: setup-test build
+	$(GO) run ./bench -accept -rounds $(ROUNDS)
+
+# SOAK containers started and ended in all ways, and nothing may be left.
+SOAK ?= 1000
+soak: setup-test build
+	$(GO) run ./test/soak/cmd -n $(SOAK)
 
 # FUZZTIME per target.
 FUZZTIME ?= 20s

@@ -85,6 +85,9 @@ func TestFlags(t *testing.T) {
 		{"-only|starts", nil, nil, `unknown section "starts"`},
 		{"-only|manis", nil, nil, `unknown section "manis"`},
 		{"-skip|runc|crun", nil, nil, "wrong arguments"},
+		{"-only|burst,density", []string{"burst", "density"}, nil, ""},
+		{"-gate|-accept", nil, nil, "wrong arguments"},
+		{"-burst|0", nil, nil, "wrong arguments"},
 		{"-rounds|0", nil, nil, "wrong arguments"},
 	} {
 		var args []string

@@ -5,6 +5,9 @@
 // numbers. It uses Manis only as a user does: through its command line.
 //
 //	go run ./bench -rounds 5 -only start,memory
+//
+// With -gate it compares starts with those that were accepted, and fails if they
+// have become slower: see verdict.go.
 package main
 
 import (
@@ -45,6 +48,11 @@ type options struct {
 	data          int64 // MiB of each file
 	network       int64 // bytes
 	stdio         int64 // bytes
+	atOnce        int   // starts of a burst
+	inARow        int   // starts one after the other
+	idle          int   // containers side by side
+	gate, accept  bool
+	accepted      string // file
 }
 
 func parse(args []string, usage io.Writer) (*options, error) {
@@ -60,10 +68,16 @@ func parse(args []string, usage io.Writer) (*options, error) {
 	fs.Int64Var(&o.data, "data", 64, "`MiB` of each data file")
 	network := fs.Int64("network", 256, "`MiB` through the network, each way")
 	stdio := fs.Int64("stdio", 1000, "`MB` through the standard streams, each way")
+	fs.IntVar(&o.atOnce, "burst", 50, "`number` of starts at once")
+	fs.IntVar(&o.inARow, "sequence", 200, "`number` of starts one after the other")
+	fs.IntVar(&o.idle, "idle", 20, "`number` of idle containers side by side")
+	fs.BoolVar(&o.gate, "gate", false, "compare the ratios of starts with the accepted ones, and report nothing else")
+	fs.BoolVar(&o.accept, "accept", false, "make the ratios of starts the accepted ones, and report nothing else")
+	fs.StringVar(&o.accepted, "accepted", filepath.Join(top(), "bench", "accepted.json"), "`file` of the accepted ratios")
 	if err := fs.Parse(args); err != nil {
 		return nil, err
 	}
-	if fs.NArg() > 0 || o.rounds < 1 || o.data < 1 || *network < 1 || *stdio < 1 {
+	if fs.NArg() > 0 || o.rounds < 1 || o.atOnce < 1 || o.inARow < 1 || o.idle < 1 || o.gate && o.accept || o.data < 1 || *network < 1 || *stdio < 1 {
 		fs.Usage()
 		return nil, errors.New("wrong arguments")
 	}
@@ -111,6 +125,9 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if o.gate || o.accept {
+		o.sections, o.data = []string{"start"}, 1
+	}
 	log := io.Writer(os.Stderr)
 	w, err := newWorkshop(ctx, o.data, log)
 	if w != nil {
@@ -121,16 +138,26 @@ func run(ctx context.Context, args []string) error {
 	}
 	b := &bench{
 		Report: &Report{Date: time.Now(), Rounds: o.rounds, Host: host(ctx, o.accel), Versions: make(map[string]string)},
-		w:      w, rounds: o.rounds, network: o.network, stdio: o.stdio, log: log,
+		w:      w, rounds: o.rounds, network: o.network, stdio: o.stdio,
+		atOnce: o.atOnce, inARow: o.inARow, idle: o.idle, log: log, contention: contention,
 	}
+	// A gate has no minutes to spare.
+	w.build = !o.gate
 	if err := b.gather(ctx, o); err != nil {
 		return err
 	}
 	defer b.clean()
+	g := &gate{path: o.accepted, rounds: o.rounds}
+	switch {
+	case o.gate:
+		return g.run(ctx, b, os.Stdout)
+	case o.accept:
+		return g.accept(ctx, b, os.Stdout)
+	}
 	for _, s := range []struct {
 		name    string
 		measure func(context.Context) error
-	}{{"start", b.start}, {"memory", b.memory}, {"files", b.files}, {"network", b.net}, {"stdio", b.streams}} {
+	}{{"start", b.start}, {"burst", b.bursts}, {"density", b.density}, {"memory", b.memory}, {"files", b.files}, {"network", b.net}, {"stdio", b.streams}} {
 		if slices.Contains(o.sections, s.name) {
 			if err := s.measure(ctx); err != nil {
 				return err
@@ -144,7 +171,23 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	history, err := readHistory(o.out)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(o.sections, "start") {
+		if err := historyTable(os.Stdout, history); err != nil {
+			return err
+		}
+	}
 	fmt.Printf("\nnumbers: %s\npage:    %s\n", data, page)
+	failed := 0
+	for _, f := range b.Failures {
+		failed += f.Count
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d starts failed that should not have", failed)
+	}
 	return nil
 }
 
@@ -184,6 +227,10 @@ func (b *bench) prepare(ctx context.Context, o *options) error {
 	}
 	if slices.Contains(o.sections, "image") {
 		b.add("image", "load and convert", m.name(), "MB/s", true, mb(uint64(len(dataFiles))*uint64(b.w.bytes))/took.Seconds())
+	}
+	// What a template needs to be as fast as it gets may be made after its first starts.
+	if _, err := m.manis(ctx, "template", "build", "--accel", o.accel); err != nil {
+		fmt.Fprintln(b.log, "bench: without a template:", err)
 	}
 	b.manis = m
 	b.subjects = append(b.subjects, m)

@@ -66,6 +66,9 @@ func (m *manis) manis(ctx context.Context, args ...string) (string, error) {
 func (m *manis) command(ctx context.Context, t task) (*exec.Cmd, func()) {
 	m.last = fresh()
 	args := append([]string{"run", "--rm", "--name", m.last}, m.flags...)
+	if t.trace {
+		args = append(args, "--trace=json")
+	}
 	if t.stdin {
 		args = append(args, "-i")
 	}
@@ -80,7 +83,9 @@ func (m *manis) command(ctx context.Context, t task) (*exec.Cmd, func()) {
 	cmd.Env = m.env
 	name := m.last
 	return interrupted(cmd), func() {
-		// A container that ended by itself is gone already.
+		if cmd.ProcessState != nil && cmd.ProcessState.Success() {
+			return // it ended by itself and is gone already
+		}
 		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		m.manis(ctx, "rm", "-f", "-v", name)

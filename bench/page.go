@@ -6,11 +6,14 @@ import (
 	"math"
 )
 
-// html writes the report as one page that needs nothing else.
-func (r *Report) html(w io.Writer) error {
+// html writes the report, and what runs before it said of starts, as one page that needs
+// nothing else.
+func (r *Report) html(w io.Writer, history []past) error {
 	type section struct {
 		Title, About string
 		Charts       []chart
+		Ratios       []Ratio
+		Waterfalls   []waterfall
 	}
 	var sections []*section
 	name := ""
@@ -18,6 +21,9 @@ func (r *Report) html(w io.Writer) error {
 		if g.Section != name {
 			name = g.Section
 			sections = append(sections, &section{Title: titles[name], About: about[name]})
+			if name == "start" {
+				sections[0].Ratios, sections[0].Waterfalls = r.ratios(), r.waterfalls()
+			}
 		}
 		last := sections[len(sections)-1]
 		last.Charts = append(last.Charts, newChart(g))
@@ -25,7 +31,8 @@ func (r *Report) html(w io.Writer) error {
 	return page.Execute(w, struct {
 		*Report
 		Sections []*section
-	}{r, sections})
+		History  *historyChart
+	}{r, sections, newHistoryChart(history)})
 }
 
 // Sizes of a chart in its own units.
@@ -33,7 +40,7 @@ const (
 	rowHeight  = 30
 	labelWidth = 190
 	plotWidth  = 560
-	valueWidth = 150
+	valueWidth = 190
 )
 
 // chart is one metric: a bar for each subject's median, a line from the least to
@@ -55,6 +62,8 @@ type bar struct {
 	Ours               bool
 	Y, Width, From, To float64
 	Dots               []float64
+	// Tail is the slowest tenth and hundredth, of latencies.
+	Tail string
 }
 
 func newChart(g *group) chart {
@@ -75,15 +84,32 @@ func newChart(g *group) chart {
 	for i, s := range g.Series {
 		b := bar{
 			Subject: s.Subject, Value: number(s.median()) + " " + s.Unit,
-			Ours: len(s.Subject) >= 5 && s.Subject[:5] == "manis",
+			Ours: ours(s.Subject),
 			Y:    float64(i*rowHeight) + 6, Width: x(s.median()) - labelWidth, From: x(s.min()), To: x(s.max()),
 		}
 		for _, v := range s.Samples {
 			b.Dots = append(b.Dots, x(v))
 		}
+		if latencies[g.Section] && len(s.Samples) > 1 {
+			b.Tail = tails(s)
+		}
 		c.Bars = append(c.Bars, b)
 	}
 	return c
+}
+
+// tails are a latency's p90 and p99 in words; those that the samples are too few for are left out.
+func tails(s *Series) string {
+	text := ""
+	for _, q := range []struct {
+		name  string
+		share float64
+	}{{"p90", 0.9}, {"p99", 0.99}} {
+		if v, known := s.tail(q.share); known {
+			text += q.name + " " + number(v) + ", "
+		}
+	}
+	return text + "most " + number(s.max())
 }
 
 // niceStep divides an axis into about five parts of 1, 2 or 5.
@@ -101,12 +127,15 @@ func niceStep(top float64) float64 {
 }
 
 var page = template.Must(template.New("page").Funcs(template.FuncMap{
+	"number": number, "median": median,
 	"add": func(a, b float64) float64 { return a + b },
 	"label": func() int {
 		return labelWidth
 	},
 	"edge": func() int { return labelWidth + plotWidth },
-}).Parse(`<!doctype html>
+}).Parse(pageHTML + waterfallHTML + historyHTML))
+
+const pageHTML = `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
@@ -127,12 +156,15 @@ text { font: 13px system-ui, sans-serif; fill: var(--ink); }
 .grid { stroke: var(--line); }
 .bar { fill: var(--peer); opacity: .75; } .ours .bar { fill: var(--ours); }
 .spread { stroke: var(--ink); stroke-width: 1.5; }
+.tail { fill: var(--soft); font-size: 11px; }
+.line { fill: none; stroke: var(--peer); stroke-width: 2; } .ours .line { stroke: var(--ours); }
+.wide { overflow-x: auto; }
 circle { fill: var(--ink); opacity: .45; }
 table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 1rem .15rem 0; vertical-align: top; }
 </style>
 <h1>Manis benchmark</h1>
 <p>{{.Date.Format "2 January 2006, 15:04"}} · {{.Host.CPU}}, {{.Host.CPUs}} CPUs, {{.Host.MemoryMB}} MB · Linux {{.Host.Kernel}} · {{.Host.QEMU}} · acceleration: {{.Host.Accel}} · load at the start: {{.Host.Load}}</p>
-<p>Bars are medians of {{.Rounds}} interleaved rounds, lines reach from the least to the most, dots are single measurements.</p>
+<p>Bars are medians of {{.Rounds}} interleaved rounds, lines reach from the least to the most, dots are single measurements.{{if .Contention}} Computations took {{number (median .Contention)}} times as long as on an idle machine (median over the starts).{{end}}</p>
 {{range .Sections}}
 <h2>{{.Title}}</h2>
 <p>{{.About}}</p>
@@ -142,11 +174,15 @@ table { border-collapse: collapse; } td, th { text-align: left; padding: .15rem 
 {{$h := .Height}}{{range .Ticks}}<line class="grid" x1="{{.X}}" x2="{{.X}}" y1="0" y2="{{$h}}"/><text class="tick" x="{{add .X 3}}" y="{{$h}}">{{.Label}}</text>
 {{end}}{{range .Bars}}<g{{if .Ours}} class="ours"{{end}}>{{$y := .Y}}<text x="{{label}}" dx="-8" y="{{add .Y 13}}" text-anchor="end">{{.Subject}}</text>
 <rect class="bar" x="{{label}}" y="{{.Y}}" width="{{.Width}}" height="18" rx="2"/><line class="spread" x1="{{.From}}" x2="{{.To}}" y1="{{add .Y 9}}" y2="{{add .Y 9}}"/>
-{{range .Dots}}<circle cx="{{.}}" cy="{{add $y 9}}" r="2.2"/>{{end}}<text x="{{edge}}" dx="10" y="{{add .Y 13}}">{{.Value}}</text></g>
+{{range .Dots}}<circle cx="{{.}}" cy="{{add $y 9}}" r="2.2"/>{{end}}<text x="{{edge}}" dx="10" y="{{add .Y 13}}">{{.Value}}</text>{{if .Tail}}<text class="tail" x="{{edge}}" dx="10" y="{{add .Y 26}}">{{.Tail}}</text>{{end}}</g>
 {{end}}</svg>
-{{end}}{{end}}
+{{end}}{{if .Ratios}}<h3>Start to end, in starts of a peer</h3>
+<table><tr><th>ratio<th>median<th>quartiles<th>rounds</tr>{{range .Ratios}}<tr><td>{{.Of}} / {{.To}}<td>{{number .Median}}<td>{{number .Low}} to {{number .High}}<td>{{.Rounds}}</tr>{{end}}</table>
+{{end}}{{range .Waterfalls}}{{template "waterfall" .}}{{end}}{{end}}
+{{if .History}}{{template "history" .History}}{{end}}
 <h2>Conditions</h2>
 <table>{{range $name, $version := .Versions}}<tr><th>{{$name}}<td>{{$version}}{{end}}</table>
+{{if .Failures}}<h3>Failed</h3><table>{{range .Failures}}<tr><td>{{.Subject}}<td>{{.Metric}}<td>{{.Count}} times<td>{{.Error}}{{end}}</table>{{end}}
 {{if .Skipped}}<h3>Not measured</h3><table>{{range .Skipped}}<tr><td>{{.Section}}<td>{{.Subject}}<td>{{.Reason}}{{end}}</table>{{end}}
 </html>
-`))
+`

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,12 @@ type Report struct {
 	Rounds   int
 	Versions map[string]string
 	Series   []*Series
+	// Phases are the parts of the starts that were measured.
+	Phases []Phase `json:",omitempty"`
+	// Contention is what contention said before each start.
+	Contention []float64 `json:",omitempty"`
+	// Failures are the starts that should have succeeded.
+	Failures []Failure `json:",omitempty"`
 	// Skipped says what was not measured, and why.
 	Skipped []Skip
 }
@@ -47,6 +54,12 @@ type Series struct {
 // Skip is something that was left out.
 type Skip struct{ Section, Subject, Reason string }
 
+// Failure is an error, and how many starts had it.
+type Failure struct {
+	Section, Metric, Subject, Error string
+	Count                           int
+}
+
 // add appends a sample to the series, which is made with the first.
 func (r *Report) add(section, metric, subject, unit string, more bool, sample float64) {
 	for _, s := range r.Series {
@@ -66,9 +79,21 @@ func (r *Report) skip(section, subject string, reason error) {
 	}
 }
 
-// quantile of the samples, by linear interpolation.
-func (s *Series) quantile(q float64) float64 {
-	sorted := slices.Sorted(slices.Values(s.Samples))
+// fail notes that a start failed, and counts those that failed alike.
+func (r *Report) fail(section, metric, subject string, err error) {
+	f := Failure{section, metric, subject, strings.Join(strings.Fields(err.Error()), " "), 1}
+	for i, known := range r.Failures {
+		if known.Count = 1; known == f {
+			r.Failures[i].Count++
+			return
+		}
+	}
+	r.Failures = append(r.Failures, f)
+}
+
+// quantile of samples, by linear interpolation.
+func quantile(samples []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(samples))
 	if len(sorted) == 0 {
 		return 0
 	}
@@ -80,9 +105,25 @@ func (s *Series) quantile(q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-func (s *Series) median() float64 { return s.quantile(0.5) }
-func (s *Series) min() float64    { return s.quantile(0) }
-func (s *Series) max() float64    { return s.quantile(1) }
+func median(samples []float64) float64 { return quantile(samples, 0.5) }
+
+func (s *Series) median() float64 { return median(s.Samples) }
+func (s *Series) min() float64    { return quantile(s.Samples, 0) }
+func (s *Series) max() float64    { return quantile(s.Samples, 1) }
+
+// tail is the least sample that a share q of all do not exceed. Of samples that are too few to have
+// any above it, that is the most of them, and known is false: a p99 takes a hundred.
+func (s *Series) tail(q float64) (value float64, known bool) {
+	n := len(s.Samples)
+	if n == 0 {
+		return 0, false
+	}
+	rank := min(n, max(1, int(math.Ceil(q*float64(n)-1e-9))))
+	return slices.Sorted(slices.Values(s.Samples))[rank-1], rank < n
+}
+
+// ours reports whether a subject is Manis.
+func ours(subject string) bool { return strings.HasPrefix(subject, "manis") }
 
 // number formats a sample with three digits that matter.
 func number(x float64) string {
@@ -135,12 +176,16 @@ func (r *Report) save(dir string) (data, page string, err error) {
 	if err := os.WriteFile(data, append(text, '\n'), 0o644); err != nil {
 		return "", "", err
 	}
+	past, err := readHistory(dir)
+	if err != nil {
+		return "", "", err
+	}
 	f, err := os.Create(page)
 	if err != nil {
 		return "", "", err
 	}
 	defer f.Close()
-	if err := r.html(f); err != nil {
+	if err := r.html(f, past); err != nil {
 		return "", "", err
 	}
 	return data, page, f.Close()

@@ -45,6 +45,52 @@ func TestQuantiles(t *testing.T) {
 	}
 }
 
+// A p99 takes a hundred samples; of fewer it is the most, and that is said.
+func TestTail(t *testing.T) {
+	for _, c := range []struct {
+		n        int
+		p90, p99 float64
+		known    [2]bool
+	}{
+		{1, 1, 1, [2]bool{}},
+		{5, 5, 5, [2]bool{}},
+		{9, 9, 9, [2]bool{}},
+		{10, 9, 10, [2]bool{true, false}},
+		{20, 18, 20, [2]bool{true, false}},
+		{99, 90, 99, [2]bool{true, false}},
+		{100, 90, 99, [2]bool{true, true}},
+		{200, 180, 198, [2]bool{true, true}},
+	} {
+		s := new(Series)
+		for i := range c.n {
+			s.Samples = append(s.Samples, float64(c.n-i))
+		}
+		p90, known90 := s.tail(0.9)
+		p99, known99 := s.tail(0.99)
+		if p90 != c.p90 || p99 != c.p99 || known90 != c.known[0] || known99 != c.known[1] {
+			t.Errorf("of %d: %v %v, %v %v", c.n, p90, known90, p99, known99)
+		}
+	}
+	if v, known := new(Series).tail(0.9); v != 0 || known {
+		t.Errorf("of none: %v %v", v, known)
+	}
+}
+
+// Failures that are alike are counted, not repeated.
+func TestFailures(t *testing.T) {
+	r := new(Report)
+	r.fail("burst", "50 at once", "manis", withoutName(errors.New("bench-1-2: it\n broke")))
+	r.fail("burst", "50 at once", "manis", withoutName(errors.New("bench-1-3: it broke")))
+	r.fail("burst", "50 at once", "manis", errors.New("other"))
+	if len(r.Failures) != 2 || r.Failures[0].Count != 2 || r.Failures[0].Error != "NAME: it broke" || r.Failures[1].Count != 1 {
+		t.Errorf("%+v", r.Failures)
+	}
+	var b bytes.Buffer
+	if err := r.table(&b); err != nil || !strings.Contains(b.String(), "manis, 50 at once, 2 times: NAME: it broke") {
+		t.Error(b.String())
+	}
+}
+
 func TestTable(t *testing.T) {
 	var b bytes.Buffer
 	if err := sample().table(&b); err != nil {
@@ -52,7 +98,8 @@ func TestTable(t *testing.T) {
 	}
 	text := b.String()
 	for _, want := range []string{
-		"Start of a container", "  to exit, ms\n    manis                                        20.0       10.0       30.0     3\n",
+		"Start of a container", "  to exit, ms\n    manis                                        20.0      *30.0      *30.0       10.0       30.0     3\n",
+		"  * the most of all: there are too few", "manis / runc                                 0.50",
 		"123        123", "  crun, all: not installed\n",
 	} {
 		if !strings.Contains(text, want) {

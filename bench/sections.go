@@ -11,16 +11,19 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/term"
 )
 
 // sectionNames in the order in which they are measured and shown.
-var sectionNames = []string{"start", "memory", "image", "files", "network", "stdio"}
+var sectionNames = []string{"start", "burst", "density", "memory", "image", "files", "network", "stdio"}
 
 var titles = map[string]string{
 	"start":   "Start of a container",
+	"burst":   "Many starts",
+	"density": "Idle containers side by side",
 	"memory":  "Memory of an idle container",
 	"image":   "Image",
 	"files":   "File reads",
@@ -30,6 +33,8 @@ var titles = map[string]string{
 
 var about = map[string]string{
 	"start":   "From the command's start to the first byte of the container's output, and to the command's end. Manis goes on from a template, boots a machine, or takes one out of the pool; the image is in the store. For runc, crun and runsc the root filesystem is unpacked beforehand and the container has no network.",
+	"burst":   "Starts all at once, and starts one after the other: how long each took from its command's start to its end, how many ended in a second, and how many failed. Here the pool's daemon refills while containers start, as it does for users.",
+	"density": "Containers that do nothing, started from a template and running at the same time. Proportional set size of each one's QEMU and monitor, without and with what the guest has touched of its RAM, in percent of one processor what they compute.",
 	"memory":  "Proportional set size of every process that a running container costs, not counting what the program in it uses by itself. The guest's memory is the part of its RAM that it has touched.",
 	"image":   "From an OCI layout on disk to a store from which containers start: verify, merge layers, write EROFS and dm-verity.",
 	"files":   "A file of the image, and the same from a host directory as a read-only volume. First: not in the container's own page cache (but in the host's); again: in it. Random reads are 4 KiB each.",
@@ -43,19 +48,30 @@ type bench struct {
 	w        *workshop
 	subjects []subject
 	manis    *manis // nil when there is no binary
-	rounds   int
-	stdio    int64 // bytes
-	network  int64 // bytes
-	log      io.Writer
+	phases   phases
+	// contention is the function of that name, but in tests.
+	contention func() float64
+	rounds     int
+	atOnce     int   // starts of a burst
+	inARow     int   // starts one after the other
+	idle       int   // containers side by side
+	stdio      int64 // bytes
+	network    int64 // bytes
+	log        io.Writer
 }
 
-// interleaved measures every subject once per round, beginning with another one
-// each time, so that what else the machine does hits all alike.
+// interleaved measures every subject once per round.
 func (b *bench) interleaved(ctx context.Context, section string, rounds int, measure func(context.Context, subject) error) error {
+	return b.inTurn(ctx, section, b.subjects, rounds, measure)
+}
+
+// inTurn measures every one of the subjects once per round, beginning with another one
+// each time, so that what else the machine does hits all alike.
+func (b *bench) inTurn(ctx context.Context, section string, subjects []subject, rounds int, measure func(context.Context, subject) error) error {
 	failed := make(map[string]bool)
 	for round := range rounds {
-		for i := range b.subjects {
-			s := b.subjects[(i+round)%len(b.subjects)]
+		for i := range subjects {
+			s := subjects[(i+round)%len(subjects)]
 			if failed[s.name()] {
 				continue
 			}
@@ -71,6 +87,12 @@ func (b *bench) interleaved(ctx context.Context, section string, rounds int, mea
 	}
 	b.progress("")
 	return nil
+}
+
+// forget drops what was measured of starts, so that they can be measured again.
+func (b *bench) forget() {
+	b.Series, b.Phases, b.Contention, b.phases = nil, nil, nil, phases{}
+	b.Skipped = slices.DeleteFunc(b.Skipped, func(s Skip) bool { return s.Section == "start" })
 }
 
 // progress says on a terminal what is being done now.
@@ -137,53 +159,6 @@ func running(ctx context.Context, s subject, t task, use func(cmd *exec.Cmd) err
 		return nil
 	}
 	return err
-}
-
-func (b *bench) start(ctx context.Context) error {
-	measure := func(record bool) func(context.Context, subject) error {
-		return func(ctx context.Context, s subject) error {
-			var first, begin time.Time
-			err := started(ctx, s, task{args: []string{"echo", "hello"}}, func(_ *exec.Cmd, out io.Reader, at time.Time) error {
-				begin = at
-				text := make([]byte, 1)
-				if _, err := io.ReadFull(out, text); err != nil {
-					return fmt.Errorf("wait for output: %w", err)
-				}
-				first = time.Now()
-				return nil
-			})
-			if err != nil || !record {
-				return err
-			}
-			b.add("start", "to first output", s.name(), "ms", false, ms(first.Sub(begin)))
-			b.add("start", "to exit", s.name(), "ms", false, ms(time.Since(begin)))
-			return nil
-		}
-	}
-	// Manis in three ways: from a template, booted, and out of the pool.
-	if b.manis != nil {
-		all := b.subjects
-		defer func() { b.subjects = all }()
-		b.subjects = nil
-		for _, s := range all {
-			if s != subject(b.manis) {
-				b.subjects = append(b.subjects, s)
-			}
-		}
-		b.subjects = append(b.subjects, b.manis.variant("manis", "--boot", "template"), b.manis.variant("manis, booted", "--boot", "cold"))
-		p, err := startPool(b.manis.variant("manis, pool"), b.w.run)
-		if err != nil {
-			b.skip("start", "manis, pool", err)
-		} else {
-			defer p.stop()
-			b.subjects = append(b.subjects, p)
-		}
-	}
-	// The first start of all fills the caches of programs.
-	if err := b.interleaved(ctx, "start", 1, measure(false)); err != nil {
-		return err
-	}
-	return b.interleaved(ctx, "start", b.rounds, measure(true))
 }
 
 func (b *bench) memory(ctx context.Context) error {

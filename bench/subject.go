@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,8 @@ type task struct {
 	port int
 	// stdin connects the container's to the command's.
 	stdin bool
+	// trace asks for the phases of the start on the command's stderr, where the runtime knows them.
+	trace bool
 }
 
 // subject is something that runs containers.
@@ -45,6 +48,9 @@ var counter atomic.Int64
 func fresh() string {
 	return fmt.Sprintf("bench-%d-%d", os.Getpid(), counter.Add(1))
 }
+
+// ownName finds the names that fresh gives.
+var ownName = regexp.MustCompile(`bench-[0-9]+-[0-9]+`)
 
 // interrupted makes a command end by a signal that it can act on, and for sure a
 // while later.

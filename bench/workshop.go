@@ -35,8 +35,10 @@ type workshop struct {
 	bundles         string
 	volume          string // a host directory with the same data files
 	bytes           int64  // of each data file
-	log             io.Writer
-	releases        []func()
+	// build says that peers which are missing may be built, if that takes only time.
+	build    bool
+	log      io.Writer
+	releases []func()
 }
 
 // later calls f when the workshop closes.
@@ -75,7 +77,7 @@ func newWorkshop(ctx context.Context, mib int64, log io.Writer) (w *workshop, er
 			return w, err
 		}
 	}
-	img, err := w.build(ctx)
+	img, err := w.makeImage(ctx)
 	if err != nil {
 		return w, err
 	}
@@ -104,8 +106,8 @@ func (w *workshop) close() {
 // not fill the cache for the second.
 var dataFiles = []string{"sequential", "random"}
 
-// build puts the probe and the data into a layer over busybox.
-func (w *workshop) build(ctx context.Context) (v1.Image, error) {
+// makeImage puts the probe and the data into a layer over busybox.
+func (w *workshop) makeImage(ctx context.Context) (v1.Image, error) {
 	fmt.Fprintln(w.log, "bench: building the image")
 	probe := filepath.Join(w.cache, "probe")
 	build := exec.CommandContext(ctx, goTool(), "build", "-trimpath", "-ldflags", "-s -w", "-o", probe, "./bench/probe")
@@ -234,6 +236,9 @@ func (w *workshop) runsc(ctx context.Context) (string, error) {
 	binary := filepath.Join(dir, "runsc")
 	if _, err := os.Stat(binary); err == nil {
 		return binary, nil
+	}
+	if !w.build {
+		return "", errors.New("not installed, nor built by make bench before")
 	}
 	fmt.Fprintln(w.log, "bench: building gVisor's runsc, once (some minutes)")
 	cmd := exec.CommandContext(ctx, goTool(), "install", "gvisor.dev/gvisor/runsc@"+gvisorVersion)

@@ -136,7 +136,10 @@ func flagTable(w io.Writer, flags *pflag.FlagSet) {
 			name = "`-" + f.Shorthand + "`, " + name
 		}
 		kind, usage := pflag.UnquoteUsage(f)
-		if kind != "" {
+		switch {
+		case kind != "" && f.NoOptDefVal != "":
+			name += "[=" + kind + "]"
+		case kind != "":
 			name += " " + kind
 		}
 		def := f.DefValue

@@ -61,7 +61,7 @@ func (a *app) runContainer(ctx context.Context, f *declare.Flags, o *runFlags, a
 	defer sig.stop()
 
 	var spans *trace.Recorder
-	if f.Trace || trace.ExportWanted() {
+	if f.Trace != "" || trace.ExportWanted() {
 		spans = trace.NewRecorder()
 		ctx = trace.With(ctx, spans)
 	}
@@ -154,7 +154,7 @@ type running struct {
 	sigProxy  bool
 	spans     *trace.Recorder
 	whole     *trace.Active
-	showTrace bool
+	showTrace declare.TraceForm
 	// keep leaves the container where it is whatever happens: it was there
 	// before this command.
 	keep bool

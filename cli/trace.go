@@ -2,10 +2,12 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"strings"
 	"time"
 
+	"manis/cli/declare"
 	"manis/cli/terminal"
 	"manis/trace"
 	"manis/version"
@@ -14,10 +16,15 @@ import (
 // exportTime bounds the sending of spans: nobody waits long for a collector.
 const exportTime = 5 * time.Second
 
-// showTrace draws the waterfall, if it was asked for, and sends the spans to an
+// showTrace shows the spans in the form that was asked for, and sends them to an
 // OpenTelemetry collector, if one is configured.
-func (a *app) showTrace(spans []trace.Span, draw bool) {
-	if draw {
+func (a *app) showTrace(spans []trace.Span, form declare.TraceForm) {
+	switch form {
+	case declare.TraceJSON:
+		if err := json.NewEncoder(a.err).Encode(spans); err != nil {
+			a.note("the trace: %s", err)
+		}
+	case declare.TraceWaterfall:
 		style := trace.Style{Unicode: terminal.Is(a.err) && unicodeLocale(), Color: bool(terminal.Paints(a.err))}
 		if _, columns := terminal.Size(a.err); terminal.Is(a.err) {
 			style.Columns = int(columns)

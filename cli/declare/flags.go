@@ -20,7 +20,7 @@ type Flags struct {
 	TTY      bool
 	Stdin    bool
 	Remove   bool
-	Trace    bool
+	Trace    TraceForm
 	// StdinOnce is not a flag: the container's stdin ends with the first
 	// attachment, as run has one.
 	StdinOnce bool
@@ -103,7 +103,8 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.BoolVarP(&f.Quiet, "quiet", "q", false, "Suppress the pull output")
 	fs.BoolVar(&f.Remove, "rm", false, "Remove the container and its anonymous volumes when it ends")
 	fs.BoolVarP(&f.TTY, "tty", "t", false, "Allocate a pseudo-TTY")
-	fs.BoolVar(&f.Trace, "trace", false, "Show how the start-up spent its time")
+	fs.Var(&f.Trace, "trace", `Show how the start-up spent its time ("waterfall", "json")`)
+	fs.Lookup("trace").NoOptDefVal = string(TraceWaterfall)
 
 	fs.VarP(&f.env, "env", "e", "Set environment variables")
 	fs.Var(&f.envFiles, "env-file", "Read in a file of environment variables")

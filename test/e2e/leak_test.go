@@ -6,52 +6,19 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
+
+	"manis/test/census"
 )
 
-// processes are those of this world: front ends and monitors carry MANIS_ROOT in
-// their environment; QEMU carries nothing, but has files of the world open, and so has any
-// process that was forgotten by its parent.
+// processes are those of this world.
 func (w *world) processes() map[int]string {
-	found := make(map[int]string)
-	entries, _ := os.ReadDir("/proc")
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || zombie(pid) {
-			continue
-		}
-		dir := filepath.Join("/proc", e.Name())
-		env, _ := os.ReadFile(filepath.Join(dir, "environ"))
-		if bytes.Contains(env, []byte("MANIS_ROOT="+w.root+"\x00")) || w.holds(dir) {
-			cmdline, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
-			found[pid] = strings.ReplaceAll(string(cmdline), "\x00", " ")
-		}
-	}
-	return found
-}
-
-// holds reports whether a process has a file below the world's directory open.
-func (w *world) holds(proc string) bool {
-	fds, _ := os.ReadDir(filepath.Join(proc, "fd"))
-	for _, fd := range fds {
-		target, err := os.Readlink(filepath.Join(proc, "fd", fd.Name()))
-		if err == nil && (strings.HasPrefix(target, w.root+"/") || strings.HasPrefix(target, w.run+"/")) {
-			return true
-		}
-	}
-	return false
-}
-
-func zombie(pid int) bool {
-	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	i := bytes.LastIndexByte(stat, ')')
-	return i >= 0 && bytes.HasPrefix(bytes.TrimSpace(stat[i+1:]), []byte("Z"))
+	return (&census.Installation{Root: w.root, Run: w.run}).Processes()
 }
 
 // alive reports whether a process is there and no zombie.
-func alive(pid int) bool { return syscall.Kill(pid, 0) == nil && !zombie(pid) }
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil && !census.Zombie(pid) }
 
 // vm returns the pids of a running container's monitor and QEMU.
 func (w *world) vm(name string) (monitor, qemu int) {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+
+	"manis/trace"
 )
 
 // Output is made for programs when it goes to one: no colours, no progress that moves, valid
@@ -134,4 +136,11 @@ func TestTraceShowsThePhases(t *testing.T) {
 	if !strings.Contains(r.stderr, " ms") || strings.Contains(r.stderr, "\x1b") {
 		t.Errorf("the trace:\n%s", r.stderr)
 	}
+	// To programs it is one line.
+	r = w.manis("run", "--rm", "--trace=json", "box", "true")
+	var spans []trace.Span
+	if err := json.Unmarshal([]byte(r.stderr), &spans); err != nil || len(spans) < 10 || spans[0].Name != "run" || !spans[0].End.After(spans[0].Start) {
+		t.Errorf("%v: %s", err, r.stderr)
+	}
+	w.fails(125, "waterfall and json", "run", "--rm", "--trace=picture", "box", "true")
 }
