@@ -33,32 +33,32 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		return nil // nothing is translated there
 	}
 	store := Templates(places, driver)
-	return store.Save(ctx, t, insist, func(ctx context.Context, pages, resumer *os.File) (string, error) {
+	return store.Save(ctx, t, insist, func(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error) {
 		t, err := store.Get(ctx, vm, nil) // another description of its files
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		if !insist {
 			t.Relinquish()
 		}
 		s, err := cloneStandby(ctx, places, driver, t, vm)
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		defer s.release()
 		stack, err := network.New(ctx, network.Config{})
 		if err != nil {
-			return "", err
+			return nil, err
 		}
 		defer stack.Close()
 		if err := s.sandbox.Claim(ctx, sandbox.Config{Attach: stack.Serve, Setup: s.setup()}); err != nil {
-			return "", err
+			return nil, err
 		}
 		if err := s.rehearse(ctx, places, exerciseRounds); err != nil {
-			return "", err
+			return nil, err
 		}
-		if err := s.sandbox.Detach(ctx); err != nil {
-			return "", fmt.Errorf("end the session with the agent: %w", err)
+		if err := s.sandbox.Detach(ctx, false); err != nil {
+			return nil, fmt.Errorf("end the session with the agent: %w", err)
 		}
 		return s.sandbox.VM().Save(ctx, pages, resumer)
 	})

@@ -35,6 +35,13 @@ func (s *Sandbox) Exec(ctx context.Context, r *agent.ExecRequest) (*agent.StartR
 	return call(ctx, s, r, s.client.Exec)
 }
 
+// Adopt connects the streams of a container's first process after the machine was saved
+// and continued.
+func (s *Sandbox) Adopt(ctx context.Context, r *agent.AdoptRequest) error {
+	_, err := call(ctx, s, r, s.client.Adopt)
+	return err
+}
+
 // Wait blocks until a process has ended; execID "" is the first one.
 func (s *Sandbox) Wait(ctx context.Context, id, execID string) (*agent.WaitResponse, error) {
 	return call(ctx, s, &agent.WaitRequest{Id: id, ExecId: execID}, s.client.Wait)

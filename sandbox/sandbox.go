@@ -188,16 +188,18 @@ func (s *Sandbox) Claim(ctx context.Context, cfg Config) error {
 // settleTime is how long an agent gets to become idle.
 const settleTime = 100 * time.Millisecond
 
-// Detach prepares a sandbox that was started with Hold for being saved: its agent waits for another
-// session, its slots are empty. All that can be done with it afterwards is to save its
-// machine and to kill it.
-func (s *Sandbox) Detach(ctx context.Context) error {
-	for _, d := range s.slots {
-		if err := s.vm.Insert(ctx, vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}); err != nil {
-			return err
+// Detach prepares a sandbox for being saved: its agent waits for another session. With Hold and
+// without a container its slots are emptied. All that can be done with it afterwards
+// is to save its machine and to kill it.
+func (s *Sandbox) Detach(ctx context.Context, keepContainers bool) error {
+	if !keepContainers {
+		for _, d := range s.slots {
+			if err := s.vm.Insert(ctx, vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}); err != nil {
+				return err
+			}
 		}
 	}
-	if _, err := call(ctx, s, &agent.Empty{}, s.client.Detach); err != nil {
+	if _, err := call(ctx, s, &agent.DetachRequest{KeepContainers: keepContainers}, s.client.Detach); err != nil {
 		return err
 	}
 	select {

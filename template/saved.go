@@ -29,7 +29,7 @@ type Saved struct {
 	// BuildTime is how long it took to exercise and to save it.
 	BuildTime     time.Duration `json:"build_ns"`
 	Boot          string        `json:"boot"`
-	Monitor       string        `json:"monitor"`
+	Machine       vmm.Saved     `json:"machine"`
 	PagesDigest   string        `json:"pages_digest"`
 	ResumerDigest string        `json:"resumer_digest"`
 	// Failed says why there is none; it is not tried again until the next boot.
@@ -58,7 +58,8 @@ func openSaved(dir string) (*vmm.Saved, error) {
 	if info.Failed != "" {
 		return nil, fmt.Errorf("%w: %s", errFailed, info.Failed)
 	}
-	saved := &vmm.Saved{Pages: filepath.Join(dir, pagesName), Resumer: filepath.Join(dir, resumerName), Monitor: info.Monitor}
+	saved := &info.Machine
+	saved.Pages, saved.Resumer = filepath.Join(dir, pagesName), filepath.Join(dir, resumerName)
 	pages, err := os.Open(saved.Pages)
 	if err != nil {
 		return nil, err
@@ -101,9 +102,8 @@ func giveUp(dir string, reason error) {
 	os.Remove(filepath.Join(dir, resumerName))
 }
 
-// Exerciser makes a saved machine: it writes the two files and returns the monitor's text, see
-// vmm.VM.Save.
-type Exerciser func(ctx context.Context, pages, resumer *os.File) (string, error)
+// Exerciser makes a saved machine: it writes the two files, see vmm.VM.Save.
+type Exerciser func(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error)
 
 // Save adds a saved machine to a template that has none. While one caller makes it, the others
 // wait. Where that has failed since the host's boot, only a caller that insists tries again.
@@ -170,9 +170,11 @@ func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error 
 	if info.Boot, err = bootID(); err != nil {
 		return err
 	}
-	if info.Monitor, err = exercise(ctx, pages, resumer); err != nil {
+	machine, err := exercise(ctx, pages, resumer)
+	if err != nil {
 		return err
 	}
+	info.Machine = *machine
 	// A QEMU of another user opens them; the directory is this user's alone.
 	if err := errors.Join(pages.Chmod(0o444), resumer.Chmod(0o555)); err != nil {
 		return err

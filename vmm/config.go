@@ -79,8 +79,13 @@ type Frozen struct {
 type Saved struct {
 	// Pages and Resumer are the paths of the files that Save has written.
 	Pages, Resumer string
-	// Monitor is what Save has returned.
+	// Monitor is the monitor's version.
 	Monitor string
+	// Disks are the disks that were in their slots, by the descriptor of the monitor's process that
+	// refers to them; NIC is that of the network interface. Files with the same content must
+	// be in the slots of a VM that goes on from here; slots that were empty may be filled.
+	Disks map[int]string
+	NIC   int
 }
 
 // Accel says what executes the guest's code.

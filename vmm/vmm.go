@@ -79,11 +79,11 @@ type VM interface {
 	// file. The caller kills the VM in any case; after success memory and state
 	// are what Frozen takes.
 	Freeze(ctx context.Context, state *os.File) error
-	// Save stops a VM that went on from a frozen one, all of whose slots are empty, and writes the
-	// process of its monitor to two empty files: pages, and resumer, a program. The caller kills
-	// the VM in any case; after success the files are what Saved takes, with the text
-	// that is returned.
-	Save(ctx context.Context, pages, resumer *os.File) (string, error)
+	// Save stops a VM that went on from a frozen or saved one, and writes the process of its
+	// monitor to two empty files: pages, and resumer, a program. The caller kills the VM in any
+	// case, or lets it go on by Resume; after success the files and what is returned
+	// are Saved, but for the files' paths.
+	Save(ctx context.Context, pages, resumer *os.File) (*Saved, error)
 	// Kill ends the VM at once, waits until nothing is left of it and
 	// releases its resources. The error says what could not be released.
 	Kill() error

@@ -70,6 +70,120 @@ func (*Empty) Descriptor() ([]byte, []int) {
 	return file_api_agent_agent_proto_rawDescGZIP(), []int{0}
 }
 
+type DetachRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Containers may be there: each with its first process only.
+	KeepContainers bool `protobuf:"varint,1,opt,name=keep_containers,json=keepContainers,proto3" json:"keep_containers,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *DetachRequest) Reset() {
+	*x = DetachRequest{}
+	mi := &file_api_agent_agent_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachRequest) ProtoMessage() {}
+
+func (x *DetachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
+func (*DetachRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *DetachRequest) GetKeepContainers() bool {
+	if x != nil {
+		return x.KeepContainers
+	}
+	return false
+}
+
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Tokens as in Process.
+	Stdin         uint64 `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout        uint64 `protobuf:"varint,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr        uint64 `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_api_agent_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *AdoptRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AdoptRequest) GetStdin() uint64 {
+	if x != nil {
+		return x.Stdin
+	}
+	return 0
+}
+
+func (x *AdoptRequest) GetStdout() uint64 {
+	if x != nil {
+		return x.Stdout
+	}
+	return 0
+}
+
+func (x *AdoptRequest) GetStderr() uint64 {
+	if x != nil {
+		return x.Stderr
+	}
+	return 0
+}
+
 type SetupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version of this protocol that the host speaks; see wire.Version.
@@ -91,7 +205,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[1]
+	mi := &file_api_agent_agent_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -103,7 +217,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[1]
+	mi := &file_api_agent_agent_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -116,7 +230,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{1}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SetupRequest) GetVersion() uint32 {
@@ -191,7 +305,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[2]
+	mi := &file_api_agent_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -203,7 +317,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[2]
+	mi := &file_api_agent_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -216,7 +330,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{2}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SetupResponse) GetVersion() uint32 {
@@ -279,7 +393,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_api_agent_agent_proto_msgTypes[3]
+	mi := &file_api_agent_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -291,7 +405,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[3]
+	mi := &file_api_agent_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -304,7 +418,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{3}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Network) GetDevice() string {
@@ -359,7 +473,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_agent_proto_msgTypes[4]
+	mi := &file_api_agent_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -371,7 +485,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[4]
+	mi := &file_api_agent_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -384,7 +498,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{4}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Route) GetDestination() string {
@@ -412,7 +526,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_api_agent_agent_proto_msgTypes[5]
+	mi := &file_api_agent_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +538,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[5]
+	mi := &file_api_agent_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +551,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Share) GetTag() string {
@@ -490,7 +604,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +616,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +629,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -675,7 +789,7 @@ type RootFS struct {
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +801,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +814,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *RootFS) GetDisk() string {
@@ -754,7 +868,7 @@ type Verity struct {
 
 func (x *Verity) Reset() {
 	*x = Verity{}
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +880,7 @@ func (x *Verity) String() string {
 func (*Verity) ProtoMessage() {}
 
 func (x *Verity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +893,7 @@ func (x *Verity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verity.ProtoReflect.Descriptor instead.
 func (*Verity) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Verity) GetRootHash() string {
@@ -855,7 +969,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -867,7 +981,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -880,7 +994,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Mount) GetDestination() string {
@@ -942,7 +1056,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1068,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1081,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Device) GetPath() string {
@@ -1037,7 +1151,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1163,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1176,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *File) GetPath() string {
@@ -1111,7 +1225,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1237,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1250,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -1222,7 +1336,7 @@ type DeviceRule struct {
 
 func (x *DeviceRule) Reset() {
 	*x = DeviceRule{}
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1234,7 +1348,7 @@ func (x *DeviceRule) String() string {
 func (*DeviceRule) ProtoMessage() {}
 
 func (x *DeviceRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1247,7 +1361,7 @@ func (x *DeviceRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRule.ProtoReflect.Descriptor instead.
 func (*DeviceRule) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeviceRule) GetAllow() bool {
@@ -1323,7 +1437,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1449,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1462,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Process) GetArgs() []string {
@@ -1513,7 +1627,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1525,7 +1639,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1538,7 +1652,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Capabilities) GetBounding() []string {
@@ -1587,7 +1701,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1599,7 +1713,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1612,7 +1726,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Rlimit) GetType() string {
@@ -1646,7 +1760,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1658,7 +1772,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1671,7 +1785,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateContainerResponse) GetSpans() []*Span {
@@ -1692,7 +1806,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1818,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1831,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Span) GetName() string {
@@ -1750,7 +1864,7 @@ type ContainerRef struct {
 
 func (x *ContainerRef) Reset() {
 	*x = ContainerRef{}
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1876,7 @@ func (x *ContainerRef) String() string {
 func (*ContainerRef) ProtoMessage() {}
 
 func (x *ContainerRef) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1889,7 @@ func (x *ContainerRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRef.ProtoReflect.Descriptor instead.
 func (*ContainerRef) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ContainerRef) GetId() string {
@@ -1798,7 +1912,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +1924,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +1937,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -1858,7 +1972,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1870,7 +1984,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1883,7 +1997,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -1918,7 +2032,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1930,7 +2044,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1943,7 +2057,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1970,7 +2084,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2096,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2109,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -2028,7 +2142,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2040,7 +2154,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2053,7 +2167,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -2103,7 +2217,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2115,7 +2229,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2128,7 +2242,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -2171,7 +2285,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2183,7 +2297,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2196,7 +2310,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -2237,7 +2351,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2249,7 +2363,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2262,7 +2376,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -2304,7 +2418,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2316,7 +2430,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2329,7 +2443,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -2453,7 +2567,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2579,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2478,7 +2592,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2504,7 +2618,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2630,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2643,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -2600,7 +2714,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2726,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2739,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CopyOutRequest) GetId() string {
@@ -2671,7 +2785,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2683,7 +2797,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2696,7 +2810,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -2759,7 +2873,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +2885,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +2898,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CopyInRequest) GetId() string {
@@ -2834,7 +2948,14 @@ var File_api_agent_agent_proto protoreflect.FileDescriptor
 const file_api_agent_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x15api/agent/agent.proto\x12\x0emanis.agent.v1\"\a\n" +
-	"\x05Empty\"\x85\x03\n" +
+	"\x05Empty\"8\n" +
+	"\rDetachRequest\x12'\n" +
+	"\x0fkeep_containers\x18\x01 \x01(\bR\x0ekeepContainers\"d\n" +
+	"\fAdoptRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05stdin\x18\x02 \x01(\x04R\x05stdin\x12\x16\n" +
+	"\x06stdout\x18\x03 \x01(\x04R\x06stdout\x12\x16\n" +
+	"\x06stderr\x18\x04 \x01(\x04R\x06stderr\"\x85\x03\n" +
 	"\fSetupRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12\"\n" +
@@ -3094,10 +3215,11 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x126\n" +
 	"\x18no_overwrite_dir_non_dir\x18\x04 \x01(\bR\x14noOverwriteDirNonDir\x12%\n" +
 	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership\x12\x1b\n" +
-	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xa7\t\n" +
+	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xed\t\n" +
 	"\x05Agent\x12D\n" +
-	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x126\n" +
-	"\x06Detach\x12\x15.manis.agent.v1.Empty\x1a\x15.manis.agent.v1.Empty\x12b\n" +
+	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x12>\n" +
+	"\x06Detach\x12\x1d.manis.agent.v1.DetachRequest\x1a\x15.manis.agent.v1.Empty\x12<\n" +
+	"\x05Adopt\x12\x1c.manis.agent.v1.AdoptRequest\x1a\x15.manis.agent.v1.Empty\x12b\n" +
 	"\x0fCreateContainer\x12&.manis.agent.v1.CreateContainerRequest\x1a'.manis.agent.v1.CreateContainerResponse\x12V\n" +
 	"\x0eStartContainer\x12%.manis.agent.v1.StartContainerRequest\x1a\x1d.manis.agent.v1.StartResponse\x12B\n" +
 	"\x04Exec\x12\x1b.manis.agent.v1.ExecRequest\x1a\x1d.manis.agent.v1.StartResponse\x12A\n" +
@@ -3126,106 +3248,110 @@ func file_api_agent_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_agent_proto_rawDescData
 }
 
-var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_api_agent_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: manis.agent.v1.Empty
-	(*SetupRequest)(nil),            // 1: manis.agent.v1.SetupRequest
-	(*SetupResponse)(nil),           // 2: manis.agent.v1.SetupResponse
-	(*Network)(nil),                 // 3: manis.agent.v1.Network
-	(*Route)(nil),                   // 4: manis.agent.v1.Route
-	(*Share)(nil),                   // 5: manis.agent.v1.Share
-	(*CreateContainerRequest)(nil),  // 6: manis.agent.v1.CreateContainerRequest
-	(*RootFS)(nil),                  // 7: manis.agent.v1.RootFS
-	(*Verity)(nil),                  // 8: manis.agent.v1.Verity
-	(*Mount)(nil),                   // 9: manis.agent.v1.Mount
-	(*Device)(nil),                  // 10: manis.agent.v1.Device
-	(*File)(nil),                    // 11: manis.agent.v1.File
-	(*Resources)(nil),               // 12: manis.agent.v1.Resources
-	(*DeviceRule)(nil),              // 13: manis.agent.v1.DeviceRule
-	(*Process)(nil),                 // 14: manis.agent.v1.Process
-	(*Capabilities)(nil),            // 15: manis.agent.v1.Capabilities
-	(*Rlimit)(nil),                  // 16: manis.agent.v1.Rlimit
-	(*CreateContainerResponse)(nil), // 17: manis.agent.v1.CreateContainerResponse
-	(*Span)(nil),                    // 18: manis.agent.v1.Span
-	(*ContainerRef)(nil),            // 19: manis.agent.v1.ContainerRef
-	(*StartContainerRequest)(nil),   // 20: manis.agent.v1.StartContainerRequest
-	(*ExecRequest)(nil),             // 21: manis.agent.v1.ExecRequest
-	(*StartResponse)(nil),           // 22: manis.agent.v1.StartResponse
-	(*WaitRequest)(nil),             // 23: manis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 24: manis.agent.v1.WaitResponse
-	(*SignalRequest)(nil),           // 25: manis.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 26: manis.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 27: manis.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 28: manis.agent.v1.StatsResponse
-	(*ProcessesResponse)(nil),       // 29: manis.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),             // 30: manis.agent.v1.ProcessInfo
-	(*CopyOutRequest)(nil),          // 31: manis.agent.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),         // 32: manis.agent.v1.CopyOutResponse
-	(*CopyInRequest)(nil),           // 33: manis.agent.v1.CopyInRequest
-	nil,                             // 34: manis.agent.v1.SetupRequest.SysctlsEntry
-	nil,                             // 35: manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	nil,                             // 36: manis.agent.v1.Resources.UnifiedEntry
-	nil,                             // 37: manis.agent.v1.StatsResponse.MemoryStatEntry
+	(*DetachRequest)(nil),           // 1: manis.agent.v1.DetachRequest
+	(*AdoptRequest)(nil),            // 2: manis.agent.v1.AdoptRequest
+	(*SetupRequest)(nil),            // 3: manis.agent.v1.SetupRequest
+	(*SetupResponse)(nil),           // 4: manis.agent.v1.SetupResponse
+	(*Network)(nil),                 // 5: manis.agent.v1.Network
+	(*Route)(nil),                   // 6: manis.agent.v1.Route
+	(*Share)(nil),                   // 7: manis.agent.v1.Share
+	(*CreateContainerRequest)(nil),  // 8: manis.agent.v1.CreateContainerRequest
+	(*RootFS)(nil),                  // 9: manis.agent.v1.RootFS
+	(*Verity)(nil),                  // 10: manis.agent.v1.Verity
+	(*Mount)(nil),                   // 11: manis.agent.v1.Mount
+	(*Device)(nil),                  // 12: manis.agent.v1.Device
+	(*File)(nil),                    // 13: manis.agent.v1.File
+	(*Resources)(nil),               // 14: manis.agent.v1.Resources
+	(*DeviceRule)(nil),              // 15: manis.agent.v1.DeviceRule
+	(*Process)(nil),                 // 16: manis.agent.v1.Process
+	(*Capabilities)(nil),            // 17: manis.agent.v1.Capabilities
+	(*Rlimit)(nil),                  // 18: manis.agent.v1.Rlimit
+	(*CreateContainerResponse)(nil), // 19: manis.agent.v1.CreateContainerResponse
+	(*Span)(nil),                    // 20: manis.agent.v1.Span
+	(*ContainerRef)(nil),            // 21: manis.agent.v1.ContainerRef
+	(*StartContainerRequest)(nil),   // 22: manis.agent.v1.StartContainerRequest
+	(*ExecRequest)(nil),             // 23: manis.agent.v1.ExecRequest
+	(*StartResponse)(nil),           // 24: manis.agent.v1.StartResponse
+	(*WaitRequest)(nil),             // 25: manis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),            // 26: manis.agent.v1.WaitResponse
+	(*SignalRequest)(nil),           // 27: manis.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 28: manis.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 29: manis.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 30: manis.agent.v1.StatsResponse
+	(*ProcessesResponse)(nil),       // 31: manis.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),             // 32: manis.agent.v1.ProcessInfo
+	(*CopyOutRequest)(nil),          // 33: manis.agent.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),         // 34: manis.agent.v1.CopyOutResponse
+	(*CopyInRequest)(nil),           // 35: manis.agent.v1.CopyInRequest
+	nil,                             // 36: manis.agent.v1.SetupRequest.SysctlsEntry
+	nil,                             // 37: manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	nil,                             // 38: manis.agent.v1.Resources.UnifiedEntry
+	nil,                             // 39: manis.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_agent_proto_depIdxs = []int32{
-	3,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
-	34, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
-	5,  // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
-	4,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
-	7,  // 4: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
-	9,  // 5: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
-	10, // 6: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
-	12, // 7: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
-	35, // 8: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	14, // 9: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
-	11, // 10: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
-	8,  // 11: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
-	13, // 12: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
-	36, // 13: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
-	15, // 14: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
-	16, // 15: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
-	18, // 16: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
-	14, // 17: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
-	18, // 18: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
-	12, // 19: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
-	37, // 20: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
-	30, // 21: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
-	1,  // 22: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
-	0,  // 23: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.Empty
-	6,  // 24: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
-	20, // 25: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
-	21, // 26: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
-	23, // 27: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
-	25, // 28: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
-	26, // 29: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
-	19, // 30: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
-	19, // 31: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
-	27, // 32: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
-	19, // 33: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
-	19, // 34: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
-	31, // 35: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
-	33, // 36: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
-	19, // 37: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
-	0,  // 38: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
-	2,  // 39: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
-	0,  // 40: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
-	17, // 41: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
-	22, // 42: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
-	22, // 43: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
-	24, // 44: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
-	0,  // 45: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
-	0,  // 46: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
-	0,  // 47: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
-	0,  // 48: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
-	0,  // 49: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
-	28, // 50: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
-	29, // 51: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
-	32, // 52: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
-	0,  // 53: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
-	0,  // 54: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
-	0,  // 55: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
-	39, // [39:56] is the sub-list for method output_type
-	22, // [22:39] is the sub-list for method input_type
+	5,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
+	36, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
+	7,  // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
+	6,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
+	9,  // 4: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
+	11, // 5: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
+	12, // 6: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
+	14, // 7: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
+	37, // 8: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	16, // 9: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
+	13, // 10: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
+	10, // 11: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
+	15, // 12: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
+	38, // 13: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
+	17, // 14: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
+	18, // 15: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
+	20, // 16: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
+	16, // 17: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
+	20, // 18: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
+	14, // 19: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
+	39, // 20: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
+	32, // 21: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
+	3,  // 22: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
+	1,  // 23: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
+	2,  // 24: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
+	8,  // 25: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
+	22, // 26: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
+	23, // 27: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
+	25, // 28: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
+	27, // 29: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
+	28, // 30: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
+	21, // 31: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
+	21, // 32: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
+	29, // 33: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
+	21, // 34: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
+	21, // 35: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
+	33, // 36: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
+	35, // 37: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
+	21, // 38: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
+	0,  // 39: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
+	4,  // 40: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
+	0,  // 41: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
+	0,  // 42: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
+	19, // 43: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
+	24, // 44: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
+	24, // 45: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
+	26, // 46: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
+	0,  // 47: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
+	0,  // 48: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
+	0,  // 49: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
+	0,  // 50: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
+	0,  // 51: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
+	30, // 52: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
+	31, // 53: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
+	34, // 54: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
+	0,  // 55: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
+	0,  // 56: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
+	0,  // 57: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
+	40, // [40:58] is the sub-list for method output_type
+	22, // [22:40] is the sub-list for method input_type
 	22, // [22:22] is the sub-list for extension type_name
 	22, // [22:22] is the sub-list for extension extendee
 	0,  // [0:22] is the sub-list for field type_name
@@ -3236,14 +3362,14 @@ func file_api_agent_agent_proto_init() {
 	if File_api_agent_agent_proto != nil {
 		return
 	}
-	file_api_agent_agent_proto_msgTypes[14].OneofWrappers = []any{}
+	file_api_agent_agent_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_agent_proto_rawDesc), len(file_api_agent_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

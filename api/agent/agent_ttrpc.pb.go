@@ -9,7 +9,8 @@ import (
 
 type AgentService interface {
 	Setup(context.Context, *SetupRequest) (*SetupResponse, error)
-	Detach(context.Context, *Empty) (*Empty, error)
+	Detach(context.Context, *DetachRequest) (*Empty, error)
+	Adopt(context.Context, *AdoptRequest) (*Empty, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
 	StartContainer(context.Context, *StartContainerRequest) (*StartResponse, error)
 	Exec(context.Context, *ExecRequest) (*StartResponse, error)
@@ -38,11 +39,18 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				return svc.Setup(ctx, &req)
 			},
 			"Detach": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
-				var req Empty
+				var req DetachRequest
 				if err := unmarshal(&req); err != nil {
 					return nil, err
 				}
 				return svc.Detach(ctx, &req)
+			},
+			"Adopt": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req AdoptRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Adopt(ctx, &req)
 			},
 			"CreateContainer": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req CreateContainerRequest
@@ -171,9 +179,17 @@ func (c *agentClient) Setup(ctx context.Context, req *SetupRequest) (*SetupRespo
 	return &resp, nil
 }
 
-func (c *agentClient) Detach(ctx context.Context, req *Empty) (*Empty, error) {
+func (c *agentClient) Detach(ctx context.Context, req *DetachRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Detach", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Adopt(ctx context.Context, req *AdoptRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Adopt", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -28,6 +28,7 @@ type service struct {
 	mu         sync.Mutex
 	isSetUp    bool
 	leaving    bool         // the session ends because the host detaches
+	fresh      bool         // a new session has not set the machine up yet
 	network    *api.Network // as it was set up
 	containers map[string]*container
 }

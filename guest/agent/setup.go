@@ -31,8 +31,8 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// A machine that has waited for its container is set up again: as long as there is
-	// none, nothing depends on what was set.
-	if s.isSetUp && len(s.containers) > 0 {
+	// none, nothing depends on what was set. With containers it is once in each session.
+	if s.isSetUp && len(s.containers) > 0 && !s.fresh {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox is already set up and has a container"))
 	}
 	if err := addEntropy(r.Entropy); err != nil {
@@ -64,7 +64,7 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if err := limitContainers(); err != nil {
 		return nil, err
 	}
-	s.isSetUp = true
+	s.isSetUp, s.fresh = true, false
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
 		return nil, os.NewSyscallError("uname", err)
@@ -192,18 +192,83 @@ func isName(s string) bool {
 // replyTime is how long a reply gets to leave before what carries it ends.
 const replyTime = 20 * time.Millisecond
 
+// parkTime bounds how long a container's output may take to be handed over before a session
+// ends: a host that does not read keeps it.
+const parkTime = 5 * time.Second
+
 // Detach ends the session, see the protocol.
-func (s *service) Detach(ctx context.Context, _ *api.Empty) (*api.Empty, error) {
+func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.containers) > 0 {
+	if len(s.containers) > 0 && !r.KeepContainers {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox has a container"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, parkTime)
+	defer cancel()
+	var parked []*stdio
+	for _, c := range s.containers {
+		p, err := c.alone()
+		if err == nil {
+			parked = append(parked, p.io)
+			err = p.io.park(ctx)
+		}
+		if err != nil {
+			for _, io := range parked {
+				io.unpark()
+			}
+			return nil, err
+		}
 	}
 	s.leaving = true
 	guard("detach", func() {
 		time.Sleep(replyTime)
 		s.port.Close()
 	})
+	return &api.Empty{}, nil
+}
+
+// alone returns the first process of a container that has no other that the host has
+// started.
+func (c *container) alone() (*process, error) {
+	p, err := c.process("")
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.execs {
+		if !e.hasExited() {
+			return nil, fail(codes.FailedPrecondition, errors.New("a process that exec has added is still running"))
+		}
+	}
+	if p.hasExited() {
+		return nil, fail(codes.FailedPrecondition, errors.New("the container has ended"))
+	}
+	return p, nil
+}
+
+// Adopt connects a container that an earlier session has left.
+func (s *service) Adopt(ctx context.Context, r *api.AdoptRequest) (*api.Empty, error) {
+	tokens := &api.Process{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr}
+	c, err := s.container(r.Id)
+	if err != nil {
+		s.discard(tokens)
+		return nil, err
+	}
+	p, err := c.process("")
+	if err != nil {
+		s.discard(tokens)
+		return nil, err
+	}
+	tokens.Terminal = p.io.tty != nil
+	st, err := s.claim(ctx, tokens)
+	if err != nil {
+		return nil, err
+	}
+	if !p.io.attach(st) {
+		st.close()
+		return nil, fail(codes.FailedPrecondition, errors.New("the container belongs to this session already"))
+	}
 	return &api.Empty{}, nil
 }
 
@@ -215,7 +280,7 @@ func (s *service) detached() bool {
 	if !s.leaving {
 		return false
 	}
-	s.leaving = false
+	s.leaving, s.fresh = false, true
 	return s.port.reopen() == nil
 }
 

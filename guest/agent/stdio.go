@@ -92,7 +92,11 @@ type stdio struct {
 	// has ended.
 	copying sync.WaitGroup
 	ended   chan struct{}
+
+	mu      sync.Mutex
 	all     *streams
+	outputs []*output
+	parked  bool // between two sessions
 }
 
 // newStdio makes pipes or a terminal. It runs on a thread inside the container,
@@ -244,19 +248,81 @@ func (s *stdio) close() {
 
 // run begins to copy between the host and the process.
 func (s *stdio) run(st *streams) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.all = st
+	s.input(st)
 	if s.tty != nil {
 		s.output(s.tty, st.out, st.in != st.out)
-		if st.in != nil {
-			guard("copy to terminal", func() { copyIn(s.tty, st.in, false) })
-		}
 		return
-	}
-	if s.in != nil {
-		guard("copy stdin", func() { copyIn(s.in, st.in, true) })
 	}
 	s.output(s.out, st.out, true)
 	s.output(s.err, st.err, true)
+}
+
+// input begins to copy from the host to the process.
+func (s *stdio) input(st *streams) {
+	switch {
+	case st.in == nil:
+	case s.tty != nil:
+		guard("copy to terminal", func() { copyIn(s.tty, st.in) })
+	case s.in != nil:
+		guard("copy stdin", func() {
+			copyIn(s.in, st.in)
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			// The end of a session is not the end of input.
+			if !s.parked {
+				s.in.Close()
+			}
+		})
+	}
+}
+
+// park stops the copies so that a session can end: everything that was read from the process has
+// been written to the host then, and the rest waits in its pipes.
+func (s *stdio) park(ctx context.Context) error {
+	s.mu.Lock()
+	s.parked = true
+	outputs := s.outputs
+	s.mu.Unlock()
+	for _, o := range outputs {
+		select {
+		case <-o.park():
+		case <-ctx.Done():
+			return fail(codes.DeadlineExceeded, errors.New("the container's output is not being read"))
+		}
+	}
+	return nil
+}
+
+// unpark goes on with the streams that there are.
+func (s *stdio) unpark() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.parked = false
+	for _, o := range s.outputs {
+		o.unpark(o.to, false)
+	}
+}
+
+// attach goes on with streams of another session, and reports whether there was a reason to.
+func (s *stdio) attach(st *streams) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.parked {
+		return false
+	}
+	s.parked, s.all = false, st
+	s.input(st)
+	for _, o := range s.outputs {
+		to := st.out
+		if o.from == s.err {
+			to = st.err
+		}
+		o.unpark(to, to != nil && (s.tty == nil || st.in != st.out))
+	}
+	return true
 }
 
 // output copies from the process to the host.
@@ -264,10 +330,11 @@ func (s *stdio) output(from *os.File, to net.Conn, watch bool) {
 	if from == nil {
 		return
 	}
-	o := &output{from: from, to: to, ended: s.ended, discard: to == nil}
+	o := &output{from: from, to: to, ended: s.ended, discard: to == nil, over: make(chan struct{})}
+	s.outputs = append(s.outputs, o)
 	s.copying.Add(1)
 	if to != nil && watch {
-		guard("watch output stream", o.watch)
+		guard("watch output stream", func() { o.watch(to) })
 	}
 	guard("copy output", func() { o.copy(s.copying.Done) })
 }
@@ -284,9 +351,14 @@ func (s *stdio) finish(abandoned <-chan struct{}) {
 	select {
 	case <-done:
 	case <-abandoned:
+		s.unpark() // nobody will come for it
+		s.mu.Lock()
 		s.all.interrupt()
+		s.mu.Unlock()
 	}
 	<-done
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.in != nil {
 		s.in.Close()
 	}
@@ -310,24 +382,101 @@ func (s *streams) interrupt() {
 // read stops the process: nothing is read that cannot be passed on.
 type output struct {
 	from  *os.File
-	to    net.Conn
 	ended <-chan struct{}
+	over  chan struct{} // closed when nothing more is copied
 
 	mu      sync.Mutex
+	to      net.Conn
 	discard bool
+	// parking is closed when the copy stands, resumed when it may go on; nil while it
+	// runs.
+	parking, resumed chan struct{}
 }
 
 // watch waits for the host's end of the stream to be closed: from then on the
-// output is unwanted.
-func (o *output) watch() {
+// output is unwanted. That a session ends means nothing.
+func (o *output) watch(to net.Conn) {
 	var b [64]byte
 	for {
-		if _, err := o.to.Read(b[:]); err != nil {
+		if _, err := to.Read(b[:]); err != nil {
 			break
 		}
 	}
-	o.throwAway()
-	o.to.SetWriteDeadline(time.Now())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.parking != nil || o.to != to {
+		return
+	}
+	o.discard = true
+	to.SetWriteDeadline(time.Now())
+}
+
+// park stops the copy and returns a channel that is closed when it stands.
+func (o *output) park() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.parking == nil {
+		o.parking, o.resumed = make(chan struct{}), make(chan struct{})
+		o.from.SetReadDeadline(time.Now())
+	}
+	select {
+	case <-o.over:
+		return o.over
+	default:
+		return o.parking
+	}
+}
+
+// unpark lets the copy go on to another stream.
+func (o *output) unpark(to net.Conn, watch bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.parking == nil {
+		return
+	}
+	if o.to != to {
+		o.to, o.discard = to, to == nil
+	}
+	close(o.resumed)
+	o.parking = nil
+	deadline := time.Time{}
+	select {
+	case <-o.ended:
+		deadline = time.Now().Add(drainGrace)
+	default:
+	}
+	o.from.SetReadDeadline(deadline)
+	if watch {
+		guard("watch output stream", func() { o.watch(to) })
+	}
+}
+
+// rest waits while the copy is parked, and reports whether it was.
+func (o *output) rest() bool {
+	o.mu.Lock()
+	parking, resumed := o.parking, o.resumed
+	o.mu.Unlock()
+	if parking == nil {
+		return false
+	}
+	close(parking)
+	<-resumed
+	return true
+}
+
+func (o *output) hasEnded() bool {
+	select {
+	case <-o.ended:
+		return true
+	default:
+		return false
+	}
+}
+
+func (o *output) target() net.Conn {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.to
 }
 
 func (o *output) throwAway() {
@@ -346,6 +495,7 @@ func (o *output) discards() bool {
 // Children that live on keep being read, so that they do not die of it.
 func (o *output) copy(done func()) {
 	defer o.from.Close()
+	defer close(o.over)
 	once := sync.OnceFunc(done)
 	defer once()
 	stop := make(chan struct{})
@@ -363,12 +513,13 @@ func (o *output) copy(done func()) {
 	for {
 		n, err := o.from.Read(buf)
 		if n > 0 && !o.discards() {
-			if _, err := o.to.Write(buf[:n]); err != nil {
+			if _, err := o.target().Write(buf[:n]); err != nil {
 				o.throwAway()
 			}
 		}
 		switch {
 		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded) && (o.rest() || !o.hasEnded()):
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			o.drain(buf)
 			o.throwAway()
@@ -398,19 +549,15 @@ func (o *output) drain(buf []byte) {
 			return
 		}
 		left -= n
-		if _, err := o.to.Write(buf[:n]); err != nil {
+		if _, err := o.target().Write(buf[:n]); err != nil {
 			return
 		}
 	}
 }
 
 // copyIn copies from the host to the process.
-func copyIn(to *os.File, from net.Conn, closeAtEnd bool) {
-	buf := make([]byte, streamBuffer)
-	io.CopyBuffer(writerOnly{to}, readerOnly{from}, buf)
-	if closeAtEnd {
-		to.Close()
-	}
+func copyIn(to *os.File, from net.Conn) {
+	io.CopyBuffer(writerOnly{to}, readerOnly{from}, make([]byte, streamBuffer))
 }
 
 // writerOnly and readerOnly hide the shortcuts of io.Copy, which would allocate

@@ -116,6 +116,12 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		return nil, err
 	}
 	v.config, v.args = c, args
+	for _, d := range c.Disks {
+		if err := v.holds(d.Serial, d.File); err != nil {
+			v.release()
+			return nil, err
+		}
+	}
 	if c.NIC != nil {
 		v.nic = fdFree + slices.Index(files, c.NIC.Conn)
 	}

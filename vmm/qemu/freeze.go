@@ -122,6 +122,9 @@ func (v *machine) Insert(ctx context.Context, d vmm.Disk) error {
 	}
 	v.below[slot] = below{n, d.File != nil}
 	v.mu.Unlock()
+	if err := v.holds(d.Serial, d.File); err != nil {
+		return err
+	}
 	if before.node == 0 {
 		return nil
 	}

@@ -53,6 +53,7 @@ type machine struct {
 	inserted int
 	below    map[int]below
 	nic      int // descriptor of the NIC's connection in QEMU
+	disks    map[string]fileID
 	seen     events
 	facts    []vmm.Confinement
 	once     sync.Once

@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -18,41 +19,86 @@ import (
 )
 
 // Save implements vmm.VM.
-func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (string, error) {
-	switch {
-	case v.config.Frozen == nil && v.config.Saved == nil || v.config.NIC == nil:
-		return "", fmt.Errorf("%w: only a machine that went on from a frozen one, with a network interface, can be saved", vmm.ErrConfig)
-	case slices.ContainsFunc(v.config.Disks, func(d vmm.Disk) bool { return d.File != nil }), v.full():
-		return "", fmt.Errorf("%w: a machine with disks that cannot be taken out cannot be saved", vmm.ErrConfig)
+func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error) {
+	if v.config.Frozen == nil && v.config.Saved == nil || v.config.NIC == nil {
+		return nil, fmt.Errorf("%w: only a machine that went on from a frozen one, with a network interface, can be saved", vmm.ErrConfig)
+	}
+	if v.config.Accel == vmm.AccelKVM {
+		return nil, fmt.Errorf("%w: what KVM knows of a machine is not in its process", vmm.ErrConfig)
 	}
 	if err := v.Pause(ctx); err != nil {
-		return "", err
+		return nil, err
 	}
 	filter, err := resumedFilter()
 	if err != nil {
-		return "", err
+		return nil, err
+	}
+	saved := &vmm.Saved{Monitor: v.monitor.version, NIC: v.nic}
+	if saved.Disks, err = v.diskDescriptors(); err != nil {
+		return nil, err
 	}
 	o := checkpoint.Options{
 		Given:    []int{fdNull, fdOut, fdErr, fdQMP, fdAgent, fdConsole, v.nic},
 		Replaced: map[string]string{memoryPath: checkpoint.PagesPath, checkpoint.PagesPath: checkpoint.PagesPath},
 		Filter:   filter,
 	}
-	if err := checkpoint.Save(v.process.PID, pages, resumer, o); err != nil {
-		return "", err
+	for fd := range saved.Disks {
+		o.Given = append(o.Given, fd)
 	}
-	return v.monitor.version, nil
+	if err := checkpoint.Save(v.process.PID, pages, resumer, o); err != nil {
+		return nil, err
+	}
+	return saved, nil
 }
 
-// full reports whether a slot holds a file.
-func (v *machine) full() bool {
+// fileID identifies an open file.
+type fileID struct{ dev, ino uint64 }
+
+// holds remembers which file is in a slot; nil is none.
+func (v *machine) holds(serial string, f *os.File) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	for _, b := range v.below {
-		if b.file {
-			return true
+	delete(v.disks, serial)
+	if f == nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("disk %s: %w", serial, err)
+	}
+	if v.disks == nil {
+		v.disks = map[string]fileID{}
+	}
+	v.disks[serial] = fileID{st.Dev, st.Ino}
+	return nil
+}
+
+// diskDescriptors finds the descriptors by which QEMU has the files in the slots open.
+func (v *machine) diskDescriptors() (map[int]string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	dir := fmt.Sprintf("/proc/%d/fd", v.process.PID)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read QEMU's descriptors: %w", err)
+	}
+	found := map[int]string{}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Stat(dir+"/"+e.Name(), &st) != nil {
+			continue
+		}
+		for serial, id := range v.disks {
+			if id == (fileID{st.Dev, st.Ino}) {
+				fd, err := strconv.Atoi(e.Name())
+				if err != nil {
+					return nil, err
+				}
+				found[fd] = serial
+			}
 		}
 	}
-	return false
+	return found, nil
 }
 
 // resumedForbidden is what QEMU's own filter forbids (its option -sandbox, as in always) beyond
@@ -79,17 +125,25 @@ var resumedFilter = sync.OnceValues(func() ([]byte, error) {
 
 // resume continues a saved QEMU: with its slots filled while the guest still stands.
 func (v *machine) resume(ctx context.Context, in *Installation, c vmm.Config) error {
-	disks := slices.Clone(c.Disks)
+	files, inserts, err := placed(&c)
+	if err != nil {
+		return err
+	}
+	for _, d := range c.Disks {
+		if err := v.holds(d.Serial, d.File); err != nil {
+			return err
+		}
+	}
 	c.Disks = slices.Clone(c.Disks)
 	for i := range c.Disks {
 		c.Disks[i].File = nil
 	}
-	v.config, v.nic, v.paused = c, fdFree, true
+	v.config, v.nic, v.paused = c, c.Saved.NIC, true
 	v.mark("prepare")
-	if err := v.spawn(in, []*os.File{c.NIC.Conn}); err != nil {
+	if err := v.spawn(in, files); err != nil {
 		return err
 	}
-	err := v.proceed(ctx, disks)
+	err = v.proceed(ctx, inserts)
 	if err != nil && ctx.Err() == nil {
 		select {
 		case <-v.done:
@@ -100,11 +154,40 @@ func (v *machine) resume(ctx context.Context, in *Installation, c vmm.Config) er
 	return err
 }
 
-func (v *machine) proceed(ctx context.Context, disks []vmm.Disk) error {
-	for _, d := range disks {
-		if d.File == nil {
-			continue
+// placed sorts out what a saved QEMU is given: files by their descriptors from fdFree on, with
+// nil for those that it has not, and the disks for slots that were empty.
+func placed(c *vmm.Config) (files []*os.File, inserts []vmm.Disk, err error) {
+	at := map[int]*os.File{c.Saved.NIC: c.NIC.Conn}
+	was := map[string]bool{}
+	for fd, serial := range c.Saved.Disks {
+		i := slices.IndexFunc(c.Disks, func(d vmm.Disk) bool { return d.Serial == serial && d.File != nil })
+		if i < 0 {
+			return nil, nil, fmt.Errorf("%w: the saved machine had a disk %s", vmm.ErrConfig, serial)
 		}
+		at[fd], was[serial] = c.Disks[i].File, true
+	}
+	for fd, f := range at {
+		if fd < fdFree || fd >= fdFree+maxPlaced {
+			return nil, nil, fmt.Errorf("%w: a saved machine with descriptor %d", vmm.ErrConfig, fd)
+		}
+		for len(files) <= fd-fdFree {
+			files = append(files, nil)
+		}
+		files[fd-fdFree] = f
+	}
+	for _, d := range c.Disks {
+		if d.File != nil && !was[d.Serial] {
+			inserts = append(inserts, d)
+		}
+	}
+	return files, inserts, nil
+}
+
+// maxPlaced bounds the descriptors that a saved machine is given.
+const maxPlaced = 256
+
+func (v *machine) proceed(ctx context.Context, inserts []vmm.Disk) error {
+	for _, d := range inserts {
 		if err := v.Insert(ctx, d); err != nil {
 			return err
 		}

@@ -99,9 +99,6 @@ func (s suite) save(t *testing.T) {
 	if got := g1.Ask(t, "echo again"); got != "again" {
 		t.Errorf("after the pause it says %q", got)
 	}
-	if _, err := one.Save(t.Context(), nil, nil); !errors.Is(err, vmm.ErrConfig) {
-		t.Errorf("saving a VM with disks in its slots: %v, want ErrConfig", err)
-	}
 	g2.send("poweroff")
 	select {
 	case <-two.Done():
@@ -125,6 +122,56 @@ func (s suite) save(t *testing.T) {
 		t.Error("what was done after the first saving is lost")
 	}
 	s.damagedSave(t, frozen, saved)
+	s.saveWithDisks(t, frozen, saved)
+}
+
+// saveWithDisks saves a VM whose slots are full, and continues it with copies of its disks.
+func (s suite) saveWithDisks(t *testing.T, c vmm.Config, saved *vmm.Saved) {
+	scratch := tempFile(t, 1<<20)
+	root := tempFile(t, 1<<20)
+	root.WriteAt([]byte("image"), 0)
+	read, err := os.Open(root.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	c.Saved, c.RunDir = saved, t.TempDir()
+	c.Disks = []vmm.Disk{{Serial: "root", ReadOnly: true, File: read}, {Serial: "scratch", File: scratch}}
+	v, g := Start(t, s.driver, c)
+	g.Ask(t, "put /dev/vdb mine")
+	full := s.saveVM(t, v)
+	if len(full.Disks) < 2 {
+		t.Fatalf("saved with the disks %v", full.Disks)
+	}
+	content, err := os.ReadFile(scratch.Name())
+	if err != nil || string(content[:4]) != "mine" {
+		t.Fatalf("the disk holds %q, %v", content[:4], err)
+	}
+	for i, word := range []string{"aaaa", "bbbb"} {
+		mine := tempFile(t, 1<<20)
+		if _, err := mine.WriteAt(content, 0); err != nil {
+			t.Fatal(err)
+		}
+		c := c
+		c.Saved, c.RunDir = full, t.TempDir()
+		c.Disks = []vmm.Disk{{Serial: "root", ReadOnly: true, File: read}, {Serial: "scratch", File: mine}}
+		_, g := Start(t, s.driver, c)
+		g.Ask(t, "put /dev/vdb %s", word)
+		b := make([]byte, 4)
+		if _, err := mine.ReadAt(b, 0); err != nil || string(b) != word {
+			t.Errorf("clone %d's disk holds %q, %v", i, b, err)
+		}
+	}
+	if b, _ := os.ReadFile(scratch.Name()); string(b[:4]) != "mine" {
+		t.Errorf("the clones have written %q to the disk of their origin", b[:4])
+	}
+	c.Saved, c.Disks, c.RunDir = full, c.Disks[:1], t.TempDir()
+	if v, err := s.driver.Start(t.Context(), c); !errors.Is(err, vmm.ErrConfig) {
+		if err == nil {
+			v.Kill()
+		}
+		t.Errorf("continued without a disk: %v, want ErrConfig", err)
+	}
 }
 
 // saveVM saves a VM and ends it.
@@ -140,7 +187,7 @@ func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
 		return f
 	}
 	pages, resumer := open("pages"), open("resumer")
-	monitor, err := v.Save(t.Context(), pages, resumer)
+	saved, err := v.Save(t.Context(), pages, resumer)
 	if err != nil {
 		t.Fatal("save:", err)
 	}
@@ -150,7 +197,8 @@ func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
 	if err := errors.Join(pages.Chmod(0o444), resumer.Chmod(0o555), pages.Close(), resumer.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return &vmm.Saved{Pages: pages.Name(), Resumer: resumer.Name(), Monitor: monitor}
+	saved.Pages, saved.Resumer = pages.Name(), resumer.Name()
+	return saved
 }
 
 // damagedSave continues what cannot be continued: each is an error that says so.
@@ -171,12 +219,13 @@ func (s suite) damagedSave(t *testing.T, c vmm.Config, saved *vmm.Saved) {
 		"noise as a resumer": {pages, bytes.Repeat([]byte("noise"), 1000)},
 	} {
 		dir := t.TempDir()
-		bad := &vmm.Saved{Pages: filepath.Join(dir, "pages"), Resumer: filepath.Join(dir, "resumer"), Monitor: saved.Monitor}
+		bad := *saved
+		bad.Pages, bad.Resumer = filepath.Join(dir, "pages"), filepath.Join(dir, "resumer")
 		if err := errors.Join(os.WriteFile(bad.Pages, f.pages, 0o444), os.WriteFile(bad.Resumer, f.resumer, 0o555)); err != nil {
 			t.Fatal(err)
 		}
 		c := c
-		c.Saved, c.RunDir = bad, t.TempDir()
+		c.Saved, c.RunDir = &bad, t.TempDir()
 		v, err := s.driver.Start(t.Context(), c)
 		if err == nil {
 			v.Kill()
