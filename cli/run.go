@@ -24,6 +24,7 @@ type runFlags struct {
 	detach     bool
 	sigProxy   bool
 	detachKeys string
+	snapshot   string
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -34,12 +35,21 @@ func (a *app) runCommand() *cobra.Command {
 		Example: `  manis run --rm -it docker.io/library/alpine sh
   manis run -d --name web -p 8080:80 -v ./site:/usr/share/nginx/html:ro -m 256m --cpus 2 nginx`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if o.snapshot != "" {
+				return fail(exitFailed, needs(0, 0)(cmd, args))
+			}
 			return fail(exitFailed, needs(1, -1)(cmd, args))
 		},
 		ValidArgsFunction: a.firstImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			a.accelAsked = cmd.Flags().Changed("accel")
-			return a.runContainer(cmd.Context(), f, o, args)
+			if o.snapshot == "" {
+				return a.runContainer(cmd.Context(), f, o, args)
+			}
+			if err := fitsSnapshot(cmd.Flags()); err != nil {
+				return fail(exitFailed, err)
+			}
+			return a.runSnapshot(cmd.Context(), f, o)
 		},
 	}
 	fs := cmd.Flags()
@@ -48,6 +58,7 @@ func (a *app) runCommand() *cobra.Command {
 	fs.BoolVarP(&o.detach, "detach", "d", false, "Run container in background and print container ID")
 	fs.BoolVar(&o.sigProxy, "sig-proxy", true, "Proxy received signals to the process")
 	fs.StringVar(&o.detachKeys, "detach-keys", terminal.DefaultDetachKeys, "Override the key sequence for detaching a container")
+	fs.StringVar(&o.snapshot, "from-snapshot", "", "Go on from a snapshot instead of starting an image's program")
 	a.completeDeclaration(cmd)
 	return cmd
 }
@@ -66,9 +77,15 @@ func (a *app) runContainer(ctx context.Context, f *declare.Flags, o *runFlags, a
 		ctx = trace.With(ctx, spans)
 	}
 	ctx, whole := trace.Start(ctx, "run")
-	whole.Set("image", args[0])
-
-	c, cfg, err := a.create(ctx, f, args)
+	var c *container.Container
+	var cfg *container.Config
+	if o.snapshot != "" {
+		whole.Set("snapshot", o.snapshot)
+		c, cfg, err = a.createFromSnapshot(ctx, o.snapshot, f)
+	} else {
+		whole.Set("image", args[0])
+		c, cfg, err = a.create(ctx, f, args)
+	}
 	if err != nil {
 		return asInterrupted(ctx, fail(exitFailed, err))
 	}

@@ -59,6 +59,8 @@ type Config struct {
 	// Boot is how its machine comes to be: from a template ("template"), by booting
 	// ("cold"), or by a template unless there can be none ("auto", or empty).
 	Boot string `json:",omitempty"`
+	// Snapshot is the one that the container goes on from at its first start.
+	Snapshot string `json:",omitempty"`
 }
 
 // Process is the first process of a container, or one that exec adds.

@@ -42,6 +42,8 @@ type State struct {
 	// VM describes the machine: accelerator, QEMU, the jail in force. It is
 	// the JSON of vmm.Info, kept as it was at the last start.
 	VM []byte `json:",omitempty"`
+	// Continued: the container has gone on from its snapshot; from then on it starts as others do.
+	Continued bool `json:",omitempty"`
 	// Boot is the template that the machine came from, or "cold" and why.
 	Boot string `json:",omitempty"`
 }

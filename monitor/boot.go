@@ -45,7 +45,11 @@ type machine struct {
 	mac      string
 	boot     string             // see container.State
 	template *template.Template // when it is from one
-	releases []func()
+	setup    *agent.SetupRequest
+	// continued: the container is in it already, and hook is to be run there.
+	continued bool
+	hook      []string
+	releases  []func()
 	// populations are volumes that the agent fills while it creates the container.
 	populations []*storage.Population
 }
@@ -75,6 +79,16 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		VM:     vm,
 		Setup:  &agent.SetupRequest{Hostname: m.cfg.Hostname, Domainname: m.cfg.Domainname},
 	}
+	b.setup = cfg.Setup
+	from := m.cfg.Snapshot
+	if m.state.Continued || m.copying {
+		from = "" // only a container's first round goes on from it
+	}
+	if from != "" {
+		if err := m.fork(ctx, from); err != nil {
+			return b, err
+		}
+	}
 	if err := m.disks(ctx, b, &cfg, &env); err != nil {
 		return b, err
 	}
@@ -83,6 +97,9 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	}
 	if err := m.connect(ctx, b, &cfg, &env); err != nil {
 		return b, err
+	}
+	if from != "" {
+		return b, m.goOn(ctx, b, &cfg, from)
 	}
 	if b.request, err = spec.Build(m.cfg, env); err != nil {
 		return b, err

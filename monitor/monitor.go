@@ -61,6 +61,9 @@ type Monitor struct {
 	// done is closed when nothing is left to do but to say goodbye.
 	done chan struct{}
 
+	// checkpointing is held while the container is being saved.
+	checkpointing sync.Mutex
+
 	// copying: the container does not run and is not to run; its files are copied.
 	copying bool
 	// copyErr is why what was copied may not have reached its disk.

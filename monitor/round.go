@@ -21,11 +21,12 @@ import (
 // round is one life of the container: one machine, from boot to end.
 type round struct {
 	sandbox *sandbox.Sandbox
+	setup   *agent.SetupRequest
+	lines   []*line // all streams of the first process
 	tty     bool
 	stdin   input
 	stdout  output
 	stderr  output
-	console net.Conn // with a terminal: both directions
 	pumps   sync.WaitGroup
 	execs   execs
 	// rows and columns are the size of the terminal, 0 while unknown.
@@ -81,7 +82,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		defer machine.release()
 	}
 	if err == nil {
-		r.sandbox = machine.sandbox
+		r.sandbox, r.setup = machine.sandbox, machine.setup
 		defer func() {
 			if kerr := r.sandbox.Kill(); kerr != nil {
 				fmt.Fprintln(os.Stderr, kerr)
@@ -89,7 +90,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		}()
 		err = m.openStreams(ctx, r, machine.request)
 	}
-	if err == nil {
+	if err == nil && !machine.continued {
 		rootfsCtx, span := trace.Start(bootCtx, "rootfs")
 		_, err = r.sandbox.CreateContainer(rootfsCtx, machine.request)
 		span.End()
@@ -104,7 +105,14 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	if err == nil {
 		launchCtx, span := trace.Start(ctx, "launch")
 		rows, columns = r.size()
-		_, err = r.sandbox.StartContainer(launchCtx, &agent.StartContainerRequest{Id: containerID, Rows: rows, Columns: columns})
+		if p := machine.request.Process; machine.continued {
+			err = r.sandbox.Adopt(launchCtx, &agent.AdoptRequest{Id: containerID, Stdin: p.Stdin, Stdout: p.Stdout, Stderr: p.Stderr})
+			if err == nil {
+				err = m.runHook(launchCtx, r, machine.hook)
+			}
+		} else {
+			_, err = r.sandbox.StartContainer(launchCtx, &agent.StartContainerRequest{Id: containerID, Rows: rows, Columns: columns})
+		}
 		span.End()
 	}
 	if err != nil {
@@ -135,6 +143,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		MAC:          machine.mac,
 		VM:           encode(info),
 		Boot:         machine.boot,
+		Continued:    m.state.Continued || machine.continued,
 	}
 	if m.startTrace == nil {
 		m.startTrace = m.spans.JSON()
@@ -260,7 +269,15 @@ func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateCo
 		}
 		return m.log.stream(name)
 	}
-	open := func() (net.Conn, uint64, error) { return r.sandbox.Stream() }
+	open := func(name string) (net.Conn, uint64, error) {
+		conn, token, err := r.sandbox.Stream()
+		if err != nil {
+			return nil, 0, err
+		}
+		l := newLine(name, conn)
+		r.lines = append(r.lines, l)
+		return l, token, nil
+	}
 	pump := func(from net.Conn, o *output, name string) {
 		to := keep(name)
 		o.pumped = true
@@ -274,18 +291,17 @@ func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateCo
 	}
 	p := req.Process
 	if r.tty {
-		conn, token, err := open()
+		conn, token, err := open("console")
 		if err != nil {
 			return err
 		}
 		p.Stdin, p.Stdout = token, token
-		r.console = conn
 		r.stdin.to = conn
 		pump(conn, &r.stdout, "stdout")
 		return nil
 	}
 	if m.cfg.OpenStdin {
-		conn, token, err := open()
+		conn, token, err := open("stdin")
 		if err != nil {
 			return err
 		}
@@ -297,7 +313,7 @@ func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateCo
 		out   *output
 		name  string
 	}{{&p.Stdout, &r.stdout, "stdout"}, {&p.Stderr, &r.stderr, "stderr"}} {
-		conn, token, err := open()
+		conn, token, err := open(s.name)
 		if err != nil {
 			return err
 		}

@@ -61,7 +61,7 @@ const poolKey = 16
 // poolable reports whether a container can have a machine that runs already: host directories
 // are mounted when QEMU is started.
 func poolable(cfg *container.Config) bool {
-	if cfg.Boot != "" && cfg.Boot != "auto" {
+	if cfg.Boot != "" && cfg.Boot != "auto" || cfg.Snapshot != "" {
 		return false
 	}
 	for _, m := range cfg.Mounts {

@@ -155,6 +155,7 @@ func owned(dir string, uid int) error {
 func (p *Places) Containers() string { return filepath.Join(p.Root, "containers") }
 func (p *Places) Images() string     { return filepath.Join(p.Root, "images") }
 func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
+func (p *Places) Snapshots() string  { return filepath.Join(p.Root, "snapshots") }
 
 // Pool is where machines that wait for a container have their sockets, named
 // TEMPLATE-PID, and each a directory.

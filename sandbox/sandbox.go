@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,10 +50,10 @@ type Config struct {
 
 // Sandbox is a running machine whose agent has answered.
 type Sandbox struct {
-	vm     vmm.VM
-	link   *wire.Client
-	client agent.AgentService
-	guest  *agent.SetupResponse
+	vm       vmm.VM
+	current  atomic.Pointer[session] // nil before the machine has started
+	detached atomic.Bool             // between two sessions
+	guest    *agent.SetupResponse
 	// guestStart is the host's time at which the guest's monotonic clock began.
 	guestStart time.Time
 
@@ -126,10 +127,9 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 	if err != nil {
 		return nil, err
 	}
-	if s.link, err = wire.NewClient(s.vm.Agent()); err != nil {
+	if err := s.converse(); err != nil {
 		return nil, err
 	}
-	s.client = agent.NewAgentClient(s.link.Control())
 
 	bootCtx, span := trace.Start(ctx, "boot")
 	callCtx, stop := context.WithTimeout(bootCtx, timeout)
@@ -185,38 +185,13 @@ func (s *Sandbox) Claim(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// settleTime is how long an agent gets to become idle.
-const settleTime = 100 * time.Millisecond
-
-// Detach prepares a sandbox for being saved: its agent waits for another session. With Hold and
-// without a container its slots are emptied. All that can be done with it afterwards
-// is to save its machine and to kill it.
-func (s *Sandbox) Detach(ctx context.Context, keepContainers bool) error {
-	if !keepContainers {
-		for _, d := range s.slots {
-			if err := s.vm.Insert(ctx, vmm.Disk{Serial: d.Serial, ReadOnly: d.ReadOnly}); err != nil {
-				return err
-			}
-		}
-	}
-	if _, err := call(ctx, s, &agent.DetachRequest{KeepContainers: keepContainers}, s.client.Detach); err != nil {
-		return err
-	}
-	select {
-	case <-time.After(settleTime):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // setUp makes the machine unique, or unique again.
 func (s *Sandbox) setUp(ctx context.Context, setup *agent.SetupRequest) (err error) {
 	setup.Version = wire.Version
 	setup.Entropy = make([]byte, 64)
 	rand.Read(setup.Entropy)
 	setup.ClockUnixNs = time.Now().UnixNano()
-	s.guest, err = call(ctx, s, setup, s.client.Setup)
+	s.guest, err = call(ctx, s, setup, s.client().Setup)
 	// The guest's own clock tells the kernel's work from the agent's.
 	if err == nil {
 		s.guestStart = time.Now().Add(-time.Duration(s.guest.DoneNs))
@@ -262,7 +237,7 @@ const reapTime = time.Second
 
 func (s *Sandbox) linkLost() bool {
 	select {
-	case <-s.link.Done():
+	case <-s.current.Load().link.Done():
 		select {
 		case <-s.vm.Done():
 		case <-time.After(reapTime):
@@ -299,7 +274,7 @@ func (s *Sandbox) consoleHint() string {
 
 // Agent is the typed client of the agent. Its errors are those of the wire; Call
 // gives better ones.
-func (s *Sandbox) Agent() agent.AgentService { return s.client }
+func (s *Sandbox) Agent() agent.AgentService { return s.client() }
 
 // Guest is the agent's answer to the setup.
 func (s *Sandbox) Guest() *agent.SetupResponse { return s.guest }
@@ -308,7 +283,7 @@ func (s *Sandbox) Guest() *agent.SetupResponse { return s.guest }
 func (s *Sandbox) VM() vmm.VM { return s.vm }
 
 // Stream opens a byte stream to the agent; see wire.Client.Stream.
-func (s *Sandbox) Stream() (net.Conn, uint64, error) { return s.link.Stream() }
+func (s *Sandbox) Stream() (net.Conn, uint64, error) { return s.current.Load().link.Stream() }
 
 // Done is closed when the machine has ended.
 func (s *Sandbox) Done() <-chan struct{} { return s.vm.Done() }
@@ -321,7 +296,7 @@ const stopTimeout = 10 * time.Second
 func (s *Sandbox) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
-	go s.client.Shutdown(ctx, &agent.Empty{})
+	go s.client().Shutdown(ctx, &agent.Empty{})
 	select {
 	case <-s.vm.Done():
 	case <-ctx.Done():
@@ -336,8 +311,8 @@ func (s *Sandbox) Kill() error {
 	if s.vm != nil {
 		err = s.vm.Kill()
 	}
-	if s.link != nil {
-		s.link.Close()
+	if c := s.current.Load(); c != nil {
+		c.link.Close()
 	}
 	s.cancel()
 	if s.card != nil {

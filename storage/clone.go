@@ -9,6 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// CloneFile copies a sparse file, like a disk of which there are to be two.
+func CloneFile(ctx context.Context, src *os.File, dst string) error { return cloneFile(ctx, src, dst) }
+
 // cloneFile copies a sparse file to a new name: by sharing its blocks where the file system can, and else by
 // copying what is not a hole. The new name appears when the copy is complete.
 func cloneFile(ctx context.Context, src *os.File, dst string) error {

@@ -42,8 +42,8 @@ var errFailed = errors.New("saving an exercised machine has failed since the hos
 // Saved is the machine to continue instead of going on from Frozen; nil if there is none.
 func (t *Template) Saved() *vmm.Saved { return t.saved }
 
-// openSaved opens what Save has stored, if it is whole and of this boot.
-func openSaved(dir string) (*vmm.Saved, error) {
+// OpenSaved opens what WriteSaved has stored, if it is whole and of this boot.
+func OpenSaved(dir string) (*vmm.Saved, error) {
 	b, err := os.ReadFile(filepath.Join(dir, savedInfoName))
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (s *Store) Save(ctx context.Context, t *Template, insist bool, exercise Exe
 	}
 	defer lock.Release()
 	dir := filepath.Join(s.dir, t.Info.Key, savedName)
-	if t.saved, err = openSaved(dir); err == nil || errors.Is(err, errFailed) && !insist {
+	if t.saved, err = OpenSaved(dir); err == nil || errors.Is(err, errFailed) && !insist {
 		return err
 	}
 	if err := s.save(ctx, dir, exercise); err != nil {
@@ -126,7 +126,7 @@ func (s *Store) Save(ctx context.Context, t *Template, insist bool, exercise Exe
 		}
 		return fmt.Errorf("save an exercised machine: %w", err)
 	}
-	t.saved, err = openSaved(dir)
+	t.saved, err = OpenSaved(dir)
 	return err
 }
 
@@ -138,7 +138,7 @@ func (s *Store) WantsSaving(t *Template) bool {
 	if t.saved != nil {
 		return false
 	}
-	if _, err := openSaved(filepath.Join(s.dir, t.Info.Key, savedName)); err == nil || errors.Is(err, errFailed) {
+	if _, err := OpenSaved(filepath.Join(s.dir, t.Info.Key, savedName)); err == nil || errors.Is(err, errFailed) {
 		return false
 	}
 	lock, err := lockfile.Try(s.saving(t), lockfile.Exclusive, true)
@@ -150,12 +150,24 @@ func (s *Store) WantsSaving(t *Template) bool {
 }
 
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
-	begun := time.Now()
 	tmp, err := os.MkdirTemp(s.dir, ".new-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(tmp)
+	if err := WriteSaved(ctx, tmp, exercise); err != nil {
+		return err
+	}
+	// One of an earlier boot, or a damaged one, is in the way.
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return os.Rename(tmp, dir)
+}
+
+// WriteSaved has a machine saved into a directory of this user's alone.
+func WriteSaved(ctx context.Context, tmp string, exercise Exerciser) error {
+	begun := time.Now()
 	pages, err := os.OpenFile(filepath.Join(tmp, pagesName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -193,9 +205,9 @@ func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error 
 	if err := os.WriteFile(filepath.Join(tmp, savedInfoName), b, 0o600); err != nil {
 		return err
 	}
-	// One of an earlier boot, or a damaged one, is in the way.
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	// What was read just now need not be read again.
+	if seal, err := seal([]sealed{{pages, info.PagesDigest}, {resumer, info.ResumerDigest}}); err == nil {
+		writeFile(filepath.Join(tmp, verifiedName), seal)
 	}
-	return os.Rename(tmp, dir)
+	return nil
 }

@@ -207,7 +207,7 @@ func (s *Store) open(key string) (*Template, error) {
 		t.Close()
 		return nil, fmt.Errorf("use template: %w", err)
 	}
-	if t.saved, err = openSaved(filepath.Join(dir, savedName)); err != nil {
+	if t.saved, err = OpenSaved(filepath.Join(dir, savedName)); err != nil {
 		t.saved = nil // it is made anew
 	}
 	now := time.Now()

@@ -467,6 +467,67 @@ func (x *KillRequest) GetSignal() uint32 {
 	return 0
 }
 
+type CheckpointRequest struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	LeaveRunning bool                   `protobuf:"varint,2,opt,name=leave_running,json=leaveRunning,proto3" json:"leave_running,omitempty"`
+	// Run in every container that goes on from the snapshot; empty: nothing.
+	Hook          []string `protobuf:"bytes,3,rep,name=hook,proto3" json:"hook,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckpointRequest) Reset() {
+	*x = CheckpointRequest{}
+	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckpointRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckpointRequest) ProtoMessage() {}
+
+func (x *CheckpointRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckpointRequest.ProtoReflect.Descriptor instead.
+func (*CheckpointRequest) Descriptor() ([]byte, []int) {
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *CheckpointRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CheckpointRequest) GetLeaveRunning() bool {
+	if x != nil {
+		return x.LeaveRunning
+	}
+	return false
+}
+
+func (x *CheckpointRequest) GetHook() []string {
+	if x != nil {
+		return x.Hook
+	}
+	return nil
+}
+
 type StopRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Seconds before SIGKILL; negative: the container's own value.
@@ -478,7 +539,7 @@ type StopRequest struct {
 
 func (x *StopRequest) Reset() {
 	*x = StopRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	mi := &file_api_monitor_monitor_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +551,7 @@ func (x *StopRequest) String() string {
 func (*StopRequest) ProtoMessage() {}
 
 func (x *StopRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[8]
+	mi := &file_api_monitor_monitor_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +564,7 @@ func (x *StopRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopRequest.ProtoReflect.Descriptor instead.
 func (*StopRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{8}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StopRequest) GetTimeoutSeconds() int32 {
@@ -531,7 +592,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[9]
+	mi := &file_api_monitor_monitor_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +604,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[9]
+	mi := &file_api_monitor_monitor_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +617,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{9}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ResizeRequest) GetExecId() string {
@@ -597,7 +658,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[10]
+	mi := &file_api_monitor_monitor_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -609,7 +670,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[10]
+	mi := &file_api_monitor_monitor_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -622,7 +683,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{10}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ExecRequest) GetArgs() []string {
@@ -697,7 +758,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[11]
+	mi := &file_api_monitor_monitor_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +770,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[11]
+	mi := &file_api_monitor_monitor_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +783,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{11}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExecResponse) GetExecId() string {
@@ -741,7 +802,7 @@ type ExecWaitRequest struct {
 
 func (x *ExecWaitRequest) Reset() {
 	*x = ExecWaitRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[12]
+	mi := &file_api_monitor_monitor_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -753,7 +814,7 @@ func (x *ExecWaitRequest) String() string {
 func (*ExecWaitRequest) ProtoMessage() {}
 
 func (x *ExecWaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[12]
+	mi := &file_api_monitor_monitor_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -766,7 +827,7 @@ func (x *ExecWaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecWaitRequest.ProtoReflect.Descriptor instead.
 func (*ExecWaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{12}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecWaitRequest) GetExecId() string {
@@ -786,7 +847,7 @@ type ExecSignalRequest struct {
 
 func (x *ExecSignalRequest) Reset() {
 	*x = ExecSignalRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[13]
+	mi := &file_api_monitor_monitor_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +859,7 @@ func (x *ExecSignalRequest) String() string {
 func (*ExecSignalRequest) ProtoMessage() {}
 
 func (x *ExecSignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[13]
+	mi := &file_api_monitor_monitor_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +872,7 @@ func (x *ExecSignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecSignalRequest.ProtoReflect.Descriptor instead.
 func (*ExecSignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{13}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecSignalRequest) GetExecId() string {
@@ -849,7 +910,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[14]
+	mi := &file_api_monitor_monitor_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -861,7 +922,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[14]
+	mi := &file_api_monitor_monitor_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -874,7 +935,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{14}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -971,7 +1032,7 @@ type TopResponse struct {
 
 func (x *TopResponse) Reset() {
 	*x = TopResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[15]
+	mi := &file_api_monitor_monitor_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -983,7 +1044,7 @@ func (x *TopResponse) String() string {
 func (*TopResponse) ProtoMessage() {}
 
 func (x *TopResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[15]
+	mi := &file_api_monitor_monitor_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -996,7 +1057,7 @@ func (x *TopResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopResponse.ProtoReflect.Descriptor instead.
 func (*TopResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{15}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TopResponse) GetTitles() []string {
@@ -1022,7 +1083,7 @@ type TopRow struct {
 
 func (x *TopRow) Reset() {
 	*x = TopRow{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[16]
+	mi := &file_api_monitor_monitor_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1034,7 +1095,7 @@ func (x *TopRow) String() string {
 func (*TopRow) ProtoMessage() {}
 
 func (x *TopRow) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[16]
+	mi := &file_api_monitor_monitor_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1047,7 +1108,7 @@ func (x *TopRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopRow.ProtoReflect.Descriptor instead.
 func (*TopRow) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{16}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TopRow) GetCells() []string {
@@ -1068,7 +1129,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[17]
+	mi := &file_api_monitor_monitor_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1080,7 +1141,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[17]
+	mi := &file_api_monitor_monitor_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1093,7 +1154,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{17}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CopyOutRequest) GetPath() string {
@@ -1131,7 +1192,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[18]
+	mi := &file_api_monitor_monitor_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1204,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[18]
+	mi := &file_api_monitor_monitor_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1217,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{18}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -1212,7 +1273,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[19]
+	mi := &file_api_monitor_monitor_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1285,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[19]
+	mi := &file_api_monitor_monitor_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1298,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{19}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CopyInRequest) GetPath() string {
@@ -1271,7 +1332,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_monitor_monitor_proto_msgTypes[20]
+	mi := &file_api_monitor_monitor_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1344,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_monitor_monitor_proto_msgTypes[20]
+	mi := &file_api_monitor_monitor_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1357,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{20}
+	return file_api_monitor_monitor_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateRequest) GetRestartPolicy() string {
@@ -1343,7 +1404,11 @@ const file_api_monitor_monitor_proto_rawDesc = "" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\"%\n" +
 	"\vKillRequest\x12\x16\n" +
-	"\x06signal\x18\x01 \x01(\rR\x06signal\"N\n" +
+	"\x06signal\x18\x01 \x01(\rR\x06signal\"`\n" +
+	"\x11CheckpointRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rleave_running\x18\x02 \x01(\bR\fleaveRunning\x12\x12\n" +
+	"\x04hook\x18\x03 \x03(\tR\x04hook\"N\n" +
 	"\vStopRequest\x12'\n" +
 	"\x0ftimeout_seconds\x18\x01 \x01(\x05R\x0etimeoutSeconds\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\rR\x06signal\"V\n" +
@@ -1414,7 +1479,7 @@ const file_api_monitor_monitor_proto_rawDesc = "" +
 	"\rUpdateRequest\x12%\n" +
 	"\x0erestart_policy\x18\x01 \x01(\tR\rrestartPolicy\x12\x1f\n" +
 	"\vrestart_max\x18\x02 \x01(\x05R\n" +
-	"restartMax2\x98\t\n" +
+	"restartMax2\xe4\t\n" +
 	"\aMonitor\x12H\n" +
 	"\x05Start\x12\x1e.manis.monitor.v1.StartRequest\x1a\x1f.manis.monitor.v1.StartResponse\x12B\n" +
 	"\x06Attach\x12\x1f.manis.monitor.v1.AttachRequest\x1a\x17.manis.monitor.v1.Empty\x12E\n" +
@@ -1432,7 +1497,9 @@ const file_api_monitor_monitor_proto_rawDesc = "" +
 	"\x05Stats\x12\x17.manis.monitor.v1.Empty\x1a\x1f.manis.monitor.v1.StatsResponse\x12=\n" +
 	"\x03Top\x12\x17.manis.monitor.v1.Empty\x1a\x1d.manis.monitor.v1.TopResponse\x12N\n" +
 	"\aCopyOut\x12 .manis.monitor.v1.CopyOutRequest\x1a!.manis.monitor.v1.CopyOutResponse\x12B\n" +
-	"\x06CopyIn\x12\x1f.manis.monitor.v1.CopyInRequest\x1a\x17.manis.monitor.v1.Empty\x12B\n" +
+	"\x06CopyIn\x12\x1f.manis.monitor.v1.CopyInRequest\x1a\x17.manis.monitor.v1.Empty\x12J\n" +
+	"\n" +
+	"Checkpoint\x12#.manis.monitor.v1.CheckpointRequest\x1a\x17.manis.monitor.v1.Empty\x12B\n" +
 	"\x06Update\x12\x1f.manis.monitor.v1.UpdateRequest\x1a\x17.manis.monitor.v1.EmptyB\x1bZ\x19manis/api/monitor;monitorb\x06proto3"
 
 var (
@@ -1448,7 +1515,7 @@ func file_api_monitor_monitor_proto_rawDescGZIP() []byte {
 }
 
 var file_api_monitor_monitor_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_api_monitor_monitor_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_monitor_monitor_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_monitor_monitor_proto_goTypes = []any{
 	(WaitRequest_Condition)(0), // 0: manis.monitor.v1.WaitRequest.Condition
 	(*Empty)(nil),              // 1: manis.monitor.v1.Empty
@@ -1459,62 +1526,65 @@ var file_api_monitor_monitor_proto_goTypes = []any{
 	(*WaitRequest)(nil),        // 6: manis.monitor.v1.WaitRequest
 	(*WaitResponse)(nil),       // 7: manis.monitor.v1.WaitResponse
 	(*KillRequest)(nil),        // 8: manis.monitor.v1.KillRequest
-	(*StopRequest)(nil),        // 9: manis.monitor.v1.StopRequest
-	(*ResizeRequest)(nil),      // 10: manis.monitor.v1.ResizeRequest
-	(*ExecRequest)(nil),        // 11: manis.monitor.v1.ExecRequest
-	(*ExecResponse)(nil),       // 12: manis.monitor.v1.ExecResponse
-	(*ExecWaitRequest)(nil),    // 13: manis.monitor.v1.ExecWaitRequest
-	(*ExecSignalRequest)(nil),  // 14: manis.monitor.v1.ExecSignalRequest
-	(*StatsResponse)(nil),      // 15: manis.monitor.v1.StatsResponse
-	(*TopResponse)(nil),        // 16: manis.monitor.v1.TopResponse
-	(*TopRow)(nil),             // 17: manis.monitor.v1.TopRow
-	(*CopyOutRequest)(nil),     // 18: manis.monitor.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),    // 19: manis.monitor.v1.CopyOutResponse
-	(*CopyInRequest)(nil),      // 20: manis.monitor.v1.CopyInRequest
-	(*UpdateRequest)(nil),      // 21: manis.monitor.v1.UpdateRequest
+	(*CheckpointRequest)(nil),  // 9: manis.monitor.v1.CheckpointRequest
+	(*StopRequest)(nil),        // 10: manis.monitor.v1.StopRequest
+	(*ResizeRequest)(nil),      // 11: manis.monitor.v1.ResizeRequest
+	(*ExecRequest)(nil),        // 12: manis.monitor.v1.ExecRequest
+	(*ExecResponse)(nil),       // 13: manis.monitor.v1.ExecResponse
+	(*ExecWaitRequest)(nil),    // 14: manis.monitor.v1.ExecWaitRequest
+	(*ExecSignalRequest)(nil),  // 15: manis.monitor.v1.ExecSignalRequest
+	(*StatsResponse)(nil),      // 16: manis.monitor.v1.StatsResponse
+	(*TopResponse)(nil),        // 17: manis.monitor.v1.TopResponse
+	(*TopRow)(nil),             // 18: manis.monitor.v1.TopRow
+	(*CopyOutRequest)(nil),     // 19: manis.monitor.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),    // 20: manis.monitor.v1.CopyOutResponse
+	(*CopyInRequest)(nil),      // 21: manis.monitor.v1.CopyInRequest
+	(*UpdateRequest)(nil),      // 22: manis.monitor.v1.UpdateRequest
 }
 var file_api_monitor_monitor_proto_depIdxs = []int32{
 	5,  // 0: manis.monitor.v1.StartRequest.attach:type_name -> manis.monitor.v1.AttachRequest
 	2,  // 1: manis.monitor.v1.AttachRequest.streams:type_name -> manis.monitor.v1.Streams
 	0,  // 2: manis.monitor.v1.WaitRequest.condition:type_name -> manis.monitor.v1.WaitRequest.Condition
 	2,  // 3: manis.monitor.v1.ExecRequest.streams:type_name -> manis.monitor.v1.Streams
-	17, // 4: manis.monitor.v1.TopResponse.rows:type_name -> manis.monitor.v1.TopRow
+	18, // 4: manis.monitor.v1.TopResponse.rows:type_name -> manis.monitor.v1.TopRow
 	3,  // 5: manis.monitor.v1.Monitor.Start:input_type -> manis.monitor.v1.StartRequest
 	5,  // 6: manis.monitor.v1.Monitor.Attach:input_type -> manis.monitor.v1.AttachRequest
 	6,  // 7: manis.monitor.v1.Monitor.Wait:input_type -> manis.monitor.v1.WaitRequest
 	8,  // 8: manis.monitor.v1.Monitor.Kill:input_type -> manis.monitor.v1.KillRequest
-	9,  // 9: manis.monitor.v1.Monitor.Stop:input_type -> manis.monitor.v1.StopRequest
-	9,  // 10: manis.monitor.v1.Monitor.Restart:input_type -> manis.monitor.v1.StopRequest
-	10, // 11: manis.monitor.v1.Monitor.Resize:input_type -> manis.monitor.v1.ResizeRequest
+	10, // 9: manis.monitor.v1.Monitor.Stop:input_type -> manis.monitor.v1.StopRequest
+	10, // 10: manis.monitor.v1.Monitor.Restart:input_type -> manis.monitor.v1.StopRequest
+	11, // 11: manis.monitor.v1.Monitor.Resize:input_type -> manis.monitor.v1.ResizeRequest
 	1,  // 12: manis.monitor.v1.Monitor.Pause:input_type -> manis.monitor.v1.Empty
 	1,  // 13: manis.monitor.v1.Monitor.Resume:input_type -> manis.monitor.v1.Empty
-	11, // 14: manis.monitor.v1.Monitor.Exec:input_type -> manis.monitor.v1.ExecRequest
-	13, // 15: manis.monitor.v1.Monitor.ExecWait:input_type -> manis.monitor.v1.ExecWaitRequest
-	14, // 16: manis.monitor.v1.Monitor.ExecSignal:input_type -> manis.monitor.v1.ExecSignalRequest
+	12, // 14: manis.monitor.v1.Monitor.Exec:input_type -> manis.monitor.v1.ExecRequest
+	14, // 15: manis.monitor.v1.Monitor.ExecWait:input_type -> manis.monitor.v1.ExecWaitRequest
+	15, // 16: manis.monitor.v1.Monitor.ExecSignal:input_type -> manis.monitor.v1.ExecSignalRequest
 	1,  // 17: manis.monitor.v1.Monitor.Stats:input_type -> manis.monitor.v1.Empty
 	1,  // 18: manis.monitor.v1.Monitor.Top:input_type -> manis.monitor.v1.Empty
-	18, // 19: manis.monitor.v1.Monitor.CopyOut:input_type -> manis.monitor.v1.CopyOutRequest
-	20, // 20: manis.monitor.v1.Monitor.CopyIn:input_type -> manis.monitor.v1.CopyInRequest
-	21, // 21: manis.monitor.v1.Monitor.Update:input_type -> manis.monitor.v1.UpdateRequest
-	4,  // 22: manis.monitor.v1.Monitor.Start:output_type -> manis.monitor.v1.StartResponse
-	1,  // 23: manis.monitor.v1.Monitor.Attach:output_type -> manis.monitor.v1.Empty
-	7,  // 24: manis.monitor.v1.Monitor.Wait:output_type -> manis.monitor.v1.WaitResponse
-	1,  // 25: manis.monitor.v1.Monitor.Kill:output_type -> manis.monitor.v1.Empty
-	1,  // 26: manis.monitor.v1.Monitor.Stop:output_type -> manis.monitor.v1.Empty
-	1,  // 27: manis.monitor.v1.Monitor.Restart:output_type -> manis.monitor.v1.Empty
-	1,  // 28: manis.monitor.v1.Monitor.Resize:output_type -> manis.monitor.v1.Empty
-	1,  // 29: manis.monitor.v1.Monitor.Pause:output_type -> manis.monitor.v1.Empty
-	1,  // 30: manis.monitor.v1.Monitor.Resume:output_type -> manis.monitor.v1.Empty
-	12, // 31: manis.monitor.v1.Monitor.Exec:output_type -> manis.monitor.v1.ExecResponse
-	7,  // 32: manis.monitor.v1.Monitor.ExecWait:output_type -> manis.monitor.v1.WaitResponse
-	1,  // 33: manis.monitor.v1.Monitor.ExecSignal:output_type -> manis.monitor.v1.Empty
-	15, // 34: manis.monitor.v1.Monitor.Stats:output_type -> manis.monitor.v1.StatsResponse
-	16, // 35: manis.monitor.v1.Monitor.Top:output_type -> manis.monitor.v1.TopResponse
-	19, // 36: manis.monitor.v1.Monitor.CopyOut:output_type -> manis.monitor.v1.CopyOutResponse
-	1,  // 37: manis.monitor.v1.Monitor.CopyIn:output_type -> manis.monitor.v1.Empty
-	1,  // 38: manis.monitor.v1.Monitor.Update:output_type -> manis.monitor.v1.Empty
-	22, // [22:39] is the sub-list for method output_type
-	5,  // [5:22] is the sub-list for method input_type
+	19, // 19: manis.monitor.v1.Monitor.CopyOut:input_type -> manis.monitor.v1.CopyOutRequest
+	21, // 20: manis.monitor.v1.Monitor.CopyIn:input_type -> manis.monitor.v1.CopyInRequest
+	9,  // 21: manis.monitor.v1.Monitor.Checkpoint:input_type -> manis.monitor.v1.CheckpointRequest
+	22, // 22: manis.monitor.v1.Monitor.Update:input_type -> manis.monitor.v1.UpdateRequest
+	4,  // 23: manis.monitor.v1.Monitor.Start:output_type -> manis.monitor.v1.StartResponse
+	1,  // 24: manis.monitor.v1.Monitor.Attach:output_type -> manis.monitor.v1.Empty
+	7,  // 25: manis.monitor.v1.Monitor.Wait:output_type -> manis.monitor.v1.WaitResponse
+	1,  // 26: manis.monitor.v1.Monitor.Kill:output_type -> manis.monitor.v1.Empty
+	1,  // 27: manis.monitor.v1.Monitor.Stop:output_type -> manis.monitor.v1.Empty
+	1,  // 28: manis.monitor.v1.Monitor.Restart:output_type -> manis.monitor.v1.Empty
+	1,  // 29: manis.monitor.v1.Monitor.Resize:output_type -> manis.monitor.v1.Empty
+	1,  // 30: manis.monitor.v1.Monitor.Pause:output_type -> manis.monitor.v1.Empty
+	1,  // 31: manis.monitor.v1.Monitor.Resume:output_type -> manis.monitor.v1.Empty
+	13, // 32: manis.monitor.v1.Monitor.Exec:output_type -> manis.monitor.v1.ExecResponse
+	7,  // 33: manis.monitor.v1.Monitor.ExecWait:output_type -> manis.monitor.v1.WaitResponse
+	1,  // 34: manis.monitor.v1.Monitor.ExecSignal:output_type -> manis.monitor.v1.Empty
+	16, // 35: manis.monitor.v1.Monitor.Stats:output_type -> manis.monitor.v1.StatsResponse
+	17, // 36: manis.monitor.v1.Monitor.Top:output_type -> manis.monitor.v1.TopResponse
+	20, // 37: manis.monitor.v1.Monitor.CopyOut:output_type -> manis.monitor.v1.CopyOutResponse
+	1,  // 38: manis.monitor.v1.Monitor.CopyIn:output_type -> manis.monitor.v1.Empty
+	1,  // 39: manis.monitor.v1.Monitor.Checkpoint:output_type -> manis.monitor.v1.Empty
+	1,  // 40: manis.monitor.v1.Monitor.Update:output_type -> manis.monitor.v1.Empty
+	23, // [23:41] is the sub-list for method output_type
+	5,  // [5:23] is the sub-list for method input_type
 	5,  // [5:5] is the sub-list for extension type_name
 	5,  // [5:5] is the sub-list for extension extendee
 	0,  // [0:5] is the sub-list for field type_name
@@ -1531,7 +1601,7 @@ func file_api_monitor_monitor_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_monitor_monitor_proto_rawDesc), len(file_api_monitor_monitor_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

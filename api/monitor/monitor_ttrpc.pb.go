@@ -24,6 +24,7 @@ type MonitorService interface {
 	Top(context.Context, *Empty) (*TopResponse, error)
 	CopyOut(context.Context, *CopyOutRequest) (*CopyOutResponse, error)
 	CopyIn(context.Context, *CopyInRequest) (*Empty, error)
+	Checkpoint(context.Context, *CheckpointRequest) (*Empty, error)
 	Update(context.Context, *UpdateRequest) (*Empty, error)
 }
 
@@ -141,6 +142,13 @@ func RegisterMonitorService(srv *ttrpc.Server, svc MonitorService) {
 					return nil, err
 				}
 				return svc.CopyIn(ctx, &req)
+			},
+			"Checkpoint": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CheckpointRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Checkpoint(ctx, &req)
 			},
 			"Update": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req UpdateRequest
@@ -286,6 +294,14 @@ func (c *monitorClient) CopyOut(ctx context.Context, req *CopyOutRequest) (*Copy
 func (c *monitorClient) CopyIn(ctx context.Context, req *CopyInRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "manis.monitor.v1.Monitor", "CopyIn", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *monitorClient) Checkpoint(ctx context.Context, req *CheckpointRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.monitor.v1.Monitor", "Checkpoint", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -25,18 +25,8 @@ func (f *Flags) setNetwork(c *container.Config, img *Image, _ []string, h Host) 
 		return err
 	}
 	n.Mode = mode
-	for _, p := range f.publish {
-		mappings, err := network.ParsePort(p)
-		if err != nil {
-			return err
-		}
-		for _, m := range mappings {
-			port, err := choosePort(m, h)
-			if err != nil {
-				return err
-			}
-			n.Ports = append(n.Ports, port)
-		}
+	if n.Ports, err = f.Published(h); err != nil {
+		return err
 	}
 	if f.publishAll {
 		exposed, err := f.exposed(img)
@@ -90,6 +80,25 @@ func (f *Flags) setNetwork(c *container.Config, img *Image, _ []string, h Host) 
 		n.Ports = nil
 	}
 	return nil
+}
+
+// Published are the ports that --publish asks for.
+func (f *Flags) Published(h Host) ([]container.Port, error) {
+	var ports []container.Port
+	for _, p := range f.publish {
+		mappings, err := network.ParsePort(p)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range mappings {
+			port, err := choosePort(m, h)
+			if err != nil {
+				return nil, err
+			}
+			ports = append(ports, port)
+		}
+	}
+	return ports, clash(ports)
 }
 
 func networkMode(s string) (string, error) {
