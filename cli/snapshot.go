@@ -170,6 +170,7 @@ func (a *app) createFromSnapshot(ctx context.Context, name string, f *declare.Fl
 		cfg.Network.Ports = ports
 	}
 	cfg.ID, cfg.Name, cfg.Snapshot, cfg.AutoRemove, cfg.Created = "", f.Name, name, f.Remove, time.Now().UTC()
+	cfg.StdinOnce = f.StdinOnce
 	c, err := a.store(ctx, &cfg, images)
 	if err != nil {
 		return nil, nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -29,6 +30,12 @@ func (f *front) Checkpoint(ctx context.Context, req *monitor.CheckpointRequest) 
 	}
 	if f.paused() {
 		return nil, status.Errorf(codes.FailedPrecondition, "container %s is paused, unpause it before it is saved", f.cfg.ID[:12])
+	}
+	f.mu.Lock()
+	boot := f.state.Boot
+	f.mu.Unlock()
+	if strings.HasPrefix(boot, "cold") {
+		return nil, status.Errorf(codes.FailedPrecondition, "container %s was booted: only one whose machine came from a template can be saved", f.cfg.ID[:12])
 	}
 	for _, m := range f.cfg.Mounts {
 		if m.Type == "bind" || m.Type == "volume" {
