@@ -427,7 +427,11 @@ func (v *machine) Memory() (vmm.Memory, error) {
 		}
 	}
 	defer f.Close()
-	return readMaps(f)
+	ram := uint64(0)
+	if v.config.Saved != nil {
+		ram = v.config.MemoryBytes
+	}
+	return readMaps(f, ram)
 }
 
 func (v *machine) Info() vmm.Info {
