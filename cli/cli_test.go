@@ -824,7 +824,7 @@ func TestPrintable(t *testing.T) {
 func TestSystem(t *testing.T) {
 	b := newBench(t)
 	b.made("one", exited(0))
-	if out := b.ok("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}"); out != "Images 0 0\nContainers 1 0\nLocal Volumes 0 0\n" {
+	if out := b.ok("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}"); out != "Images 0 0\nContainers 1 0\nLocal Volumes 0 0\nSnapshots 0 0\n" {
 		t.Errorf("df: %q", out)
 	}
 	b.ok("system", "df", "-v")

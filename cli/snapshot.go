@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -189,6 +188,28 @@ func (a *app) snapshotCommand() *cobra.Command {
 		a.snapshotInspectCommand(), a.snapshotListCommand(), a.snapshotRemoveCommand())
 }
 
+// snapshotSize is what a snapshot takes of the disk.
+type snapshotSize struct {
+	name  string
+	bytes int64
+}
+
+func (a *app) snapshotUsage() ([]snapshotSize, error) {
+	store, err := a.snapshots()
+	if err != nil {
+		return nil, err
+	}
+	all, err := store.List()
+	if err != nil {
+		return nil, err
+	}
+	var sizes []snapshotSize
+	for _, i := range all {
+		sizes = append(sizes, snapshotSize{i.Name, store.Bytes(i.Name)})
+	}
+	return sizes, nil
+}
+
 // snapshotNames completes the names of snapshots.
 func (a *app) snapshotNames(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	var names []string
@@ -234,7 +255,7 @@ func (a *app) snapshotListCommand() *cobra.Command {
 				}
 				rows = append(rows, snapshotRow{
 					Name: i.Name, Image: i.Config.Image, Command: strings.Join(i.Config.Process.Args, " "),
-					Created: ago(i.Created, now), Size: units.HumanSize(float64(store.Bytes(i.Name))),
+					Created: ago(i.Created, now), Size: humanSize(store.Bytes(i.Name)),
 				})
 			}
 			if quiet {

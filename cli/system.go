@@ -113,7 +113,16 @@ func (a *app) df(ctx context.Context) ([]dfRow, error) {
 			free += n
 		}
 	}
-	return append(rows, newDfRow("Local Volumes", len(volumes), used, size, free)), nil
+	rows = append(rows, newDfRow("Local Volumes", len(volumes), used, size, free))
+	saved, err := a.snapshotUsage()
+	if err != nil {
+		return nil, err
+	}
+	size = 0
+	for _, s := range saved {
+		size += s.bytes
+	}
+	return append(rows, newDfRow("Snapshots", len(saved), 0, size, 0)), nil
 }
 
 // dfVerbose lists every image, container and volume.
