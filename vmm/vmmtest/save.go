@@ -3,6 +3,7 @@ package vmmtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,6 +42,7 @@ func (s suite) save(t *testing.T) {
 	if err := v.Insert(t.Context(), vmm.Disk{Serial: "root", ReadOnly: true}); err != nil {
 		t.Fatal("empty the slot:", err)
 	}
+	heap := heapOf(t, v)
 	saved := s.saveVM(t, v)
 
 	frozen.MemoryFile, frozen.RunDir = "", ""
@@ -78,6 +80,10 @@ func (s suite) save(t *testing.T) {
 	if got := g2.Ask(t, "head /dev/vdb 1"); got != "\x00" {
 		t.Errorf("a disk of the other one holds %q", got)
 	}
+	if got := heapOf(t, one); got != heap {
+		t.Errorf("the kernel believes its heap at %q, it was at %q", got, heap)
+	}
+	filters(t, one)
 	info := one.Info()
 	if info.Version == "" {
 		t.Error("no version")
@@ -125,6 +131,41 @@ func (s suite) save(t *testing.T) {
 		t.Error("what was done after the first saving is lost")
 	}
 	s.damagedSave(t, frozen, saved)
+}
+
+// heapOf returns where the heap of a VM's process begins, as the kernel believes (proc(5): start_brk).
+func heapOf(t *testing.T, v vmm.VM) string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", v.Info().PID)
+	maps, err := os.ReadFile(dir + "maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(maps), "[heap]") {
+		return "none"
+	}
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')'):]))[47-2]
+}
+
+// filters checks that the jail's filter of system calls and another one are in force for every thread.
+func filters(t *testing.T, v vmm.VM) {
+	t.Helper()
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", v.Info().PID))
+	if err != nil || len(all) < 3 {
+		t.Fatalf("%d threads, %v", len(all), err)
+	}
+	for _, path := range all {
+		status, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		} else if err == nil && !strings.Contains(string(status), "Seccomp_filters:\t2\n") {
+			t.Errorf("%s: not two filters:\n%s", path, status)
+		}
+	}
 }
 
 // saveVM saves a VM and ends it.
