@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -83,6 +84,45 @@ date +%s`
 		clock, err := strconv.ParseInt(lines[len(names)], 10, 64)
 		if err != nil || time.Since(time.Unix(clock, 0)).Abs() > commandTime {
 			t.Errorf("clone %d believes that it is %q, %v", from+i, lines[len(names)], err)
+		}
+	}
+}
+
+// The kernel draws the secrets of TCP once. Clones that had the same could foresee each other's connections.
+func TestClonesHaveOwnSecrets(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.ownCache()
+	w.load("box")
+	w.ok("template", "build")
+	const clones = 3
+	var seen [clones][][2]uint32
+	for i := range seen {
+		for line := range strings.Lines(w.ok("run", "--rm", "--boot", "template", "box", "probe", "secrets")) {
+			var s [2]uint32
+			if _, err := fmt.Sscan(line, &s[0], &s[1]); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			seen[i] = append(seen[i], s)
+		}
+		if len(seen[i]) < 4 {
+			t.Fatalf("%d connections", len(seen[i]))
+		}
+	}
+	// How far the two readings of a clock may be apart: seconds, in units of 64 ns and of 1 ms.
+	for n, near := range []uint32{1 << 26, 4000} {
+		for i := range seen {
+			for j := range i {
+				same := 0
+				for c := range seen[i] {
+					if d := seen[i][c][n] - seen[j][c][n]; min(d, -d) < near {
+						same++
+					}
+				}
+				if same > 1 {
+					t.Errorf("clones %d and %d share the secret of %s: %v, %v", j, i, []string{"sequence numbers", "timestamps"}[n], seen[j], seen[i])
+				}
+			}
 		}
 	}
 }
