@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"manis/image/lockfile"
 	"manis/vmm"
 )
@@ -39,11 +41,36 @@ type Saved struct {
 // errFailed: saving has failed before.
 var errFailed = errors.New("saving an exercised machine has failed since the host's boot (manis template build tries again)")
 
-// Saved is the machine to continue instead of going on from Frozen; nil if there is none.
-func (t *Template) Saved() *vmm.Saved { return t.saved }
+// saved is a saved machine that was opened. What was verified is continued and nothing else, whatever
+// comes to its directory meanwhile.
+type saved struct {
+	dir            string
+	monitor        string
+	pages, resumer *os.File
+}
+
+func (s *saved) close() {
+	if s != nil {
+		s.pages.Close()
+		s.resumer.Close()
+	}
+}
+
+// Saved is the machine to continue instead of going on from Frozen; nil if there is none. It is
+// of use until Close.
+func (t *Template) Saved() *vmm.Saved {
+	if t.saved == nil {
+		return nil
+	}
+	return &vmm.Saved{
+		Pages: t.saved.pages.Name(), PagesFile: t.saved.pages,
+		Resumer: t.saved.resumer.Name(), ResumerFile: t.saved.resumer,
+		Monitor: t.saved.monitor,
+	}
+}
 
 // openSaved opens what Save has stored, if it is whole and of this boot.
-func openSaved(dir string) (*vmm.Saved, error) {
+func openSaved(dir string) (_ *saved, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, savedInfoName))
 	if err != nil {
 		return nil, err
@@ -58,18 +85,36 @@ func openSaved(dir string) (*vmm.Saved, error) {
 	if info.Failed != "" {
 		return nil, fmt.Errorf("%w: %s", errFailed, info.Failed)
 	}
-	saved := &vmm.Saved{Pages: filepath.Join(dir, pagesName), Resumer: filepath.Join(dir, resumerName), Monitor: info.Monitor}
-	pages, err := os.Open(saved.Pages)
+	s := &saved{dir: dir, monitor: info.Monitor}
+	if s.pages, err = openFile(filepath.Join(dir, pagesName)); err != nil {
+		return nil, err
+	}
+	if s.resumer, err = openFile(filepath.Join(dir, resumerName)); err != nil {
+		s.pages.Close()
+		return nil, err
+	}
+	if err := verify(filepath.Join(dir, verifiedName), sealed{s.pages, info.PagesDigest}, sealed{s.resumer, info.ResumerDigest}); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// openFile opens a file that must be none of another kind, for which open(2) might wait.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer pages.Close()
-	resumer, err := os.Open(saved.Resumer)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
 	if err != nil {
+		f.Close()
 		return nil, err
 	}
-	defer resumer.Close()
-	return saved, verify(filepath.Join(dir, verifiedName), sealed{pages, info.PagesDigest}, sealed{resumer, info.ResumerDigest})
+	return f, nil
 }
 
 // Distrust forgets the saved machine, which could not be continued, until the next boot.
@@ -77,9 +122,23 @@ func (t *Template) Distrust(reason error) {
 	if t.saved == nil {
 		return
 	}
-	dir := filepath.Dir(t.saved.Pages)
+	dir := t.saved.dir
+	same := t.saved.inPlace()
+	t.saved.close()
 	t.saved = nil
-	giveUp(dir, reason)
+	if same {
+		giveUp(dir, reason)
+	}
+}
+
+// inPlace reports whether the machine is still the one that others find in its directory.
+func (s *saved) inPlace() bool {
+	opened, err := s.pages.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(filepath.Join(s.dir, pagesName))
+	return err == nil && os.SameFile(opened, there)
 }
 
 // giveUp leaves a note in place of a saved machine.
@@ -138,7 +197,9 @@ func (s *Store) WantsSaving(t *Template) bool {
 	if t.saved != nil {
 		return false
 	}
-	if _, err := openSaved(filepath.Join(s.dir, t.Info.Key, savedName)); err == nil || errors.Is(err, errFailed) {
+	there, err := openSaved(filepath.Join(s.dir, t.Info.Key, savedName))
+	there.close()
+	if err == nil || errors.Is(err, errFailed) {
 		return false
 	}
 	lock, err := lockfile.Try(s.saving(t), lockfile.Exclusive, true)
@@ -151,6 +212,7 @@ func (s *Store) WantsSaving(t *Template) bool {
 
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
 	begun := time.Now()
+	s.sweepRests()
 	tmp, err := os.MkdirTemp(s.dir, ".new-")
 	if err != nil {
 		return err
@@ -166,6 +228,10 @@ func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error 
 		return err
 	}
 	defer resumer.Close()
+	var fsys unix.Statfs_t
+	if err := unix.Fstatfs(int(resumer.Fd()), &fsys); err == nil && fsys.Flags&unix.ST_NOEXEC != 0 {
+		return fmt.Errorf("%s is on a filesystem that is mounted noexec, and the machine is saved as a program", s.dir)
+	}
 	info := Saved{Created: time.Now()}
 	if info.Boot, err = bootID(); err != nil {
 		return err

@@ -84,7 +84,7 @@ type Template struct {
 	Built  bool
 	memory *os.File
 	state  *os.File
-	saved  *vmm.Saved
+	saved  *saved
 }
 
 // Frozen is what a clone starts from. The state's file is the template's, and only one
@@ -96,6 +96,7 @@ func (t *Template) Close() {
 	if t != nil {
 		t.memory.Close()
 		t.state.Close()
+		t.saved.close()
 	}
 }
 
@@ -454,6 +455,10 @@ func (s *Store) Remove(key string) error {
 	return os.RemoveAll(gone)
 }
 
+// restTime is more than a build, or a saving, takes at the longest: with the exercise of a machine that nobody
+// waits for, five minutes.
+const restTime = 10 * time.Minute
+
 // unusedTime is after how long without use a template goes when another one is built.
 const unusedTime = 14 * 24 * time.Hour
 
@@ -469,13 +474,18 @@ func (s *Store) sweep() {
 			s.Remove(i.Key)
 		}
 	}
+	s.sweepRests()
+}
+
+// sweepRests removes what builds and savings that were killed have left.
+func (s *Store) sweepRests() {
 	entries, _ := os.ReadDir(s.dir)
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), ".new-") && !strings.HasPrefix(e.Name(), ".gone-") {
 			continue
 		}
-		// A build in progress is younger than its longest time.
-		if st, err := e.Info(); err == nil && time.Since(st.ModTime()) > 4*bootTime {
+		// What is in progress is younger.
+		if st, err := e.Info(); err == nil && time.Since(st.ModTime()) > restTime {
 			os.RemoveAll(filepath.Join(s.dir, e.Name()))
 		}
 	}

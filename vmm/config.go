@@ -79,6 +79,9 @@ type Frozen struct {
 type Saved struct {
 	// Pages and Resumer are the paths of the files that Save has written.
 	Pages, Resumer string
+	// PagesFile and ResumerFile are what was found at these paths when the content was checked: another
+	// file in its place is refused. Nil: whatever is there.
+	PagesFile, ResumerFile *os.File
 	// Monitor is what Save has returned.
 	Monitor string
 }

@@ -1,10 +1,13 @@
 package checkpoint
 
 import (
+	"bufio"
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"os"
+	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -253,5 +256,58 @@ func TestProgram(t *testing.T) {
 	p.put(make([]byte, dataLimit), 1)
 	if _, err := p.program(); err == nil {
 		t.Error("more data than there is room for")
+	}
+}
+
+// Where a process must not be traced, the error says what to look at.
+func TestSaveWithoutPermission(t *testing.T) {
+	file, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	// No process may trace itself.
+	err = Save(os.Getpid(), file, file, Options{Given: []int{0}})
+	if err == nil || !strings.Contains(err.Error(), "ptrace_scope") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("%v", err)
+	}
+}
+
+// A signal that arrives while a process is being stopped reaches it.
+func TestSignalsAreNotLost(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "trap 'echo got' USR1; echo ready; while :; do sleep 0.01; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); err != nil || line != "ready\n" {
+		t.Fatalf("%q, %v", line, err)
+	}
+	runtime.LockOSThread() // ends with the test
+	for range 20 {
+		// It is delivered once the process runs, which is when it is stopped.
+		if err := ptrace(unix.PTRACE_SEIZE, cmd.Process.Pid, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		tr := &tracee{pid: cmd.Process.Pid, threads: []*thread{{tid: cmd.Process.Pid}}}
+		if err := unix.Kill(tr.pid, unix.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		if err := ptrace(unix.PTRACE_INTERRUPT, tr.pid, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := tr.awaitInterrupt(tr.pid); err != nil {
+			t.Fatal(err)
+		}
+		tr.release()
+		if line, err := said.ReadString('\n'); err != nil || line != "got\n" {
+			t.Fatalf("%q, %v", line, err)
+		}
 	}
 }

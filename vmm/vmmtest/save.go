@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -43,6 +44,7 @@ func (s suite) save(t *testing.T) {
 		t.Fatal("empty the slot:", err)
 	}
 	heap := heapOf(t, v)
+	s.failedSave(t, v, g)
 	saved := s.saveVM(t, v)
 
 	frozen.MemoryFile, frozen.RunDir = "", ""
@@ -191,7 +193,37 @@ func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
 	if err := errors.Join(pages.Chmod(0o444), resumer.Chmod(0o555), pages.Close(), resumer.Close()); err != nil {
 		t.Fatal(err)
 	}
-	return &vmm.Saved{Pages: pages.Name(), Resumer: resumer.Name(), Monitor: monitor}
+	saved := &vmm.Saved{Pages: pages.Name(), Resumer: resumer.Name(), Monitor: monitor}
+	var err2 error
+	saved.PagesFile, err = os.Open(saved.Pages)
+	saved.ResumerFile, err2 = os.Open(saved.Resumer)
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		saved.PagesFile.Close()
+		saved.ResumerFile.Close()
+	})
+	return saved
+}
+
+// failedSave saves a VM to a full disk, which is an error and does the VM no harm.
+func (s suite) failedSave(t *testing.T, v vmm.VM, g *Guest) {
+	t.Helper()
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	if _, err := v.Save(t.Context(), full, full); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("saved to a full disk: %v", err)
+	}
+	if err := v.Resume(t.Context()); err != nil {
+		t.Fatal("after saving to a full disk:", err)
+	}
+	if got := g.Ask(t, "echo on"); got != "on" {
+		t.Errorf("after saving to a full disk it says %q", got)
+	}
 }
 
 // damagedSave continues what cannot be continued: each is an error that says so.
@@ -205,16 +237,20 @@ func (s suite) damagedSave(t *testing.T, c vmm.Config, saved *vmm.Saved) {
 		t.Fatal(err)
 	}
 	for name, f := range map[string]struct{ pages, resumer []byte }{
-		"no pages":           {nil, resumer},
-		"half of the pages":  {pages[:len(pages)/2], resumer},
-		"no resumer":         {pages, nil},
-		"half of a resumer":  {pages, resumer[:len(resumer)/2]},
-		"noise as a resumer": {pages, bytes.Repeat([]byte("noise"), 1000)},
+		"no pages":             {nil, resumer},
+		"half of the pages":    {pages[:len(pages)/2], resumer},
+		"no resumer":           {pages, nil},
+		"half of a resumer":    {pages, resumer[:len(resumer)/2]},
+		"noise as a resumer":   {pages, bytes.Repeat([]byte("noise"), 1000)},
+		"not what was checked": {pages, resumer},
 	} {
 		dir := t.TempDir()
 		bad := &vmm.Saved{Pages: filepath.Join(dir, "pages"), Resumer: filepath.Join(dir, "resumer"), Monitor: saved.Monitor}
 		if err := errors.Join(os.WriteFile(bad.Pages, f.pages, 0o444), os.WriteFile(bad.Resumer, f.resumer, 0o555)); err != nil {
 			t.Fatal(err)
+		}
+		if name == "not what was checked" {
+			bad.PagesFile, bad.ResumerFile = saved.PagesFile, saved.ResumerFile
 		}
 		c := c
 		c.Saved, c.RunDir = bad, t.TempDir()
