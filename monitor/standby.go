@@ -251,8 +251,8 @@ func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, f
 	return r.ID, first, log, nil
 }
 
-// newStandby makes a machine that has run a container of no use: continues one that was saved after it
-// had, or clones a template and rehearses.
+// newStandby makes a machine that has run a container of no use. It does so also in one that was saved after it
+// had: that brings what starts use into memory, and shows that the machine works.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
@@ -267,8 +267,8 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
 	}
 	s, err := cloneStandby(ctx, places, driver, t, vm)
-	if err != nil || vm.Saved != nil {
-		return s, err
+	if err != nil {
+		return nil, err
 	}
 	if err := s.rehearse(ctx, places, 1); err != nil {
 		s.release()
@@ -294,9 +294,7 @@ func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver
 		return nil, err
 	}
 	vm.RunDir = s.dir
-	if vm.Saved = t.Saved(); vm.Saved == nil {
-		vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
-	}
+	vm.Saved = t.Saved()
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
@@ -304,10 +302,22 @@ func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver
 	}
 	s.guest = stack.Guest()
 	stack.Close()
-	s.sandbox, err = sandbox.Start(ctx, sandbox.Config{
-		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
-		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
-	})
+	start := func() (*sandbox.Sandbox, error) {
+		if vm.Saved == nil {
+			vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
+		}
+		return sandbox.Start(ctx, sandbox.Config{
+			Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+			Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
+		})
+	}
+	s.sandbox, err = start()
+	if reason := err; vm.Saved != nil && errors.Is(reason, vmm.ErrRejected) {
+		vm.Saved = nil
+		if s.sandbox, err = start(); err == nil {
+			t.Distrust(reason)
+		}
+	}
 	return s, err
 }
 
