@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -43,7 +44,8 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		if !insist {
 			t.Relinquish()
 		}
-		s, err := cloneStandby(ctx, places, driver, t, vm)
+		// Beside what is written: it is no machine of the pool, which would tidy up after it.
+		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"))
 		if err != nil {
 			return "", err
 		}

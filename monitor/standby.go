@@ -35,6 +35,7 @@ type Standby struct {
 	key      string
 	guest    network.Addresses // as they were set up
 	dir      string            // with the rehearsal's disks
+	pool     string            // the directory of the pool that it belongs to; empty: none
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration.
@@ -266,10 +267,16 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	if err := Exercise(ctx, places, driver, t, vm, false); err != nil {
 		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
 	}
-	s, err := cloneStandby(ctx, places, driver, t, vm)
-	if err != nil {
+	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
+		t.Close()
 		return nil, err
 	}
+	s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(places.Pool(), place.StandbyDir(os.Getpid())))
+	if err != nil {
+		pool.Leave(places.Pool())
+		return nil, err
+	}
+	s.pool = places.Pool()
 	if err := s.rehearse(ctx, places, 1); err != nil {
 		s.release()
 		return nil, err
@@ -277,18 +284,16 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	return s, nil
 }
 
-// cloneStandby clones a template, which belongs to the machine from then on.
-func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver, t *template.Template, vm vmm.Config) (_ *Standby, err error) {
+// cloneStandby clones a template, which belongs to the machine from then on. What the machine needs of
+// files is in dir, which is made.
+func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template, vm vmm.Config, dir string) (_ *Standby, err error) {
 	s := &Standby{template: t, key: t.Info.Key}
 	defer func() {
 		if err != nil {
 			s.release()
 		}
 	}()
-	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
-		return nil, err
-	}
-	s.dir = filepath.Join(places.Pool(), place.StandbyDir(os.Getpid()))
+	s.dir = dir
 	os.RemoveAll(s.dir)
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
@@ -329,7 +334,9 @@ func (s *Standby) release() {
 	s.template.Close()
 	if s.dir != "" {
 		os.RemoveAll(s.dir)
-		pool.Leave(filepath.Dir(s.dir)) // when it was the last
+	}
+	if s.pool != "" {
+		pool.Leave(s.pool) // when it was the last
 	}
 }
 

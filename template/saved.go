@@ -161,7 +161,7 @@ func giveUp(dir string, reason error) {
 }
 
 // Exerciser makes a saved machine: it writes the two files and returns the monitor's text, see
-// vmm.VM.Save.
+// vmm.VM.Save. In the files' directory it may have others, and removes them.
 type Exerciser func(ctx context.Context, pages, resumer *os.File) (string, error)
 
 // Save adds a saved machine to a template that has none. While one caller makes it, the others
@@ -213,11 +213,11 @@ func (s *Store) WantsSaving(t *Template) bool {
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
 	begun := time.Now()
 	s.sweepRests()
-	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	tmp, remove, err := s.aside()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer remove()
 	pages, err := os.OpenFile(filepath.Join(tmp, pagesName), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/image/lockfile"
 	"manis/vmm"
 )
 
@@ -187,11 +188,16 @@ func TestSavingOnBadDays(t *testing.T) {
 		}
 	}
 	old := time.Now().Add(-2 * restTime)
-	if err := os.Chtimes(left, old, old); err != nil {
+	if err := errors.Join(os.Chtimes(left, old, old), os.Chtimes(busy, old, old)); err != nil {
 		t.Fatal(err)
 	}
+	lock, err := lockfile.Try(busy, lockfile.Exclusive, false)
+	if err != nil || lock == nil {
+		t.Fatal(lock, err)
+	}
+	defer lock.Release()
 	tmpl.Relinquish()
-	err := s.Save(t.Context(), tmpl, false, func(ctx context.Context, pages, resumer *os.File) (string, error) {
+	err = s.Save(t.Context(), tmpl, false, func(ctx context.Context, pages, resumer *os.File) (string, error) {
 		if err := s.Remove(tmpl.Info.Key); err != nil {
 			t.Error(err)
 		}
