@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const smaps = `555555554000-555555a00000 r-xp 00000000 fe:00 1234    /usr/bin/qemu-system-x86_64
+const smaps = `555555554000-555555a00000 r-xp 00003000 fe:00 1234    /usr/bin/qemu-system-x86_64
 Size:               4784 kB
 VmFlags: rd ex mr mw me
 555556000000-555556100000 rw-p 00000000 00:00 0    [heap]
@@ -68,7 +68,7 @@ func TestAreas(t *testing.T) {
 			t.Errorf("area %d is %+v, want %+v; refused: %q", i, a, want, a.refusal())
 		}
 	}
-	if a := areas[0]; a.prot != unix.PROT_READ|unix.PROT_EXEC || !a.file() || a.shared || a.size() != 0x4ac000 {
+	if a := areas[0]; a.prot != unix.PROT_READ|unix.PROT_EXEC || !a.file() || a.shared || a.offset != 0x3000 || a.size() != 0x4ac000 {
 		t.Errorf("%+v", a)
 	}
 	own, err := readAreas(os.Getpid())
@@ -219,6 +219,29 @@ func TestFrame(t *testing.T) {
 		if word(rax) != c.rax || word(rip) != c.rip || word(extended) != 0x1234 {
 			t.Errorf("call %d, %d: rax %d at %d, registers at %#x", c.nr, c.result, int64(word(rax)), word(rip), word(extended))
 		}
+	}
+}
+
+// Only what a file holds is read.
+func TestHole(t *testing.T) {
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(8 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("x"), 3<<20); err != nil {
+		t.Fatal(err)
+	}
+	for at, want := range map[int64]bool{0: true, 2 << 20: true, 3 << 20: false, 4 << 20: true, 7 << 20: true} {
+		if got := hole(f, at, 1<<20); got != want {
+			t.Errorf("a hole at %d: %v", at, got)
+		}
+	}
+	if hole(nil, 0, 1) {
+		t.Error("a file that could not be opened holds nothing")
 	}
 }
 

@@ -17,6 +17,7 @@ type area struct {
 	start, end uint64
 	prot       int
 	shared     bool
+	offset     uint64 // in the file
 	inode      uint64
 	name       string
 	flags      []string // those of the kernel, "VmFlags" in proc(5)
@@ -94,11 +95,12 @@ func parseArea(line string) (area, error) {
 	}
 	from, to, ok := strings.Cut(fields[0], "-")
 	var a area
-	var err, err2, err3 error
+	var err, err2, err3, err4 error
 	a.start, err = strconv.ParseUint(from, 16, 64)
 	a.end, err2 = strconv.ParseUint(to, 16, 64)
 	a.inode, err3 = strconv.ParseUint(fields[4], 10, 64)
-	if !ok || err != nil || err2 != nil || err3 != nil || a.start >= a.end {
+	a.offset, err4 = strconv.ParseUint(fields[2], 16, 64)
+	if !ok || err != nil || err2 != nil || err3 != nil || err4 != nil || a.start >= a.end {
 		return fail()
 	}
 	for i, prot := range []int{unix.PROT_READ, unix.PROT_WRITE, unix.PROT_EXEC} {

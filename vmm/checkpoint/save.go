@@ -345,10 +345,14 @@ func (t *tracee) pieces(a area, w *pageWriter) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
+	file := t.mapped(a)
+	if file != nil {
+		defer file.Close()
+	}
 	for at := a.start; at < a.end; {
 		n := min(uint64(len(buf)), a.end-at)
 		first := (at - a.start) / pageSize
-		if !a.file() && !slices.Contains(present[first:first+n/pageSize], true) {
+		if !slices.Contains(present[first:first+n/pageSize], true) && (!a.file() || hole(file, int64(a.offset+at-a.start), int64(n))) {
 			at += n
 			continue
 		}
@@ -380,6 +384,33 @@ func (t *tracee) pieces(a area, w *pageWriter) ([]piece, error) {
 		}
 	}
 	return pieces, nil
+}
+
+// mapped opens the file of a mapping; nil: there is none, or it is not where it was.
+func (t *tracee) mapped(a area) *os.File {
+	if !a.file() {
+		return nil
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root%s", t.pid, a.name), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Ino != a.inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// hole reports whether a part of a file holds nothing. To read the memory of a large guest that has used little of it
+// would fill the host's page cache with zeros.
+func hole(f *os.File, offset, n int64) bool {
+	if f == nil {
+		return false
+	}
+	data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	return err == unix.ENXIO || err == nil && data >= offset+n
 }
 
 // present says of each page of a mapping whether it has ever been touched.
