@@ -145,6 +145,7 @@ func (a *app) createFromSnapshot(ctx context.Context, name string, f *declare.Fl
 	if err != nil {
 		return nil, nil, err
 	}
+	defer s.Close()
 	if f.CIDFile != "" {
 		if _, err := os.Stat(f.CIDFile); err == nil {
 			return nil, nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)

@@ -113,11 +113,14 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	}
 	b.sandbox, err = sandbox.Start(ctx, cfg)
 	if cfg.VM.Saved != nil && errors.Is(err, vmm.ErrRejected) {
-		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", err)
-		b.template.Distrust(err)
+		reason := err
+		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", reason)
 		cfg.VM.Saved, cfg.VM.Frozen = nil, b.template.Frozen()
 		b.boot = "template " + b.template.Info.Key
-		b.sandbox, err = sandbox.Start(ctx, cfg)
+		// Where nothing can be started it is not the saved machine's fault.
+		if b.sandbox, err = sandbox.Start(ctx, cfg); err == nil {
+			b.template.Distrust(reason)
+		}
 	}
 	return b, err
 }

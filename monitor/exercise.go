@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"syscall"
 	"time"
@@ -34,6 +35,8 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 	}
 	store := Templates(places, driver)
 	return store.Save(ctx, t, insist, func(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error) {
+		ctx, cancel := context.WithTimeout(ctx, rehearseTime)
+		defer cancel()
 		t, err := store.Get(ctx, vm, nil) // another description of its files
 		if err != nil {
 			return nil, err
@@ -41,7 +44,8 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		if !insist {
 			t.Relinquish()
 		}
-		s, err := cloneStandby(ctx, places, driver, t, vm)
+		// Beside what is written: it is no machine of the pool, which would tidy up after it.
+		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"))
 		if err != nil {
 			return nil, err
 		}
@@ -89,8 +93,8 @@ func exerciseLater(places *place.Places, t *template.Template, cfg *container.Co
 	}
 }
 
-// rehearseTime bounds the exercise of a machine that nobody waits for: on a busy host it may not
-// come to an end.
+// rehearseTime bounds the exercise of a machine: on a busy host, where nobody waits for it, it may not
+// come to an end, and a guest may hang.
 const rehearseTime = 5 * time.Minute
 
 // RehearseMain is the body of `manis rehearse`: it exercises a machine of the size that cfg asks for.

@@ -169,8 +169,9 @@ func (m *Monitor) goOn(ctx context.Context, b *machine, cfg *sandbox.Config, nam
 	if err != nil {
 		return err
 	}
+	defer s.Close()
 	vm := TemplateOf(cfg.VM)
-	vm.Saved = s.Machine
+	vm.Saved = s.Machine()
 	cfg.VM = vm
 	if cfg.MAC == "" {
 		cfg.MAC = templateMAC
@@ -187,6 +188,7 @@ func (m *Monitor) fork(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	defer s.Close()
 	disk, err := s.Scratch()
 	if disk == nil || err != nil {
 		return err

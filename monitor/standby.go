@@ -35,6 +35,7 @@ type Standby struct {
 	key      string
 	guest    network.Addresses // as they were set up
 	dir      string            // with the rehearsal's disks
+	pool     string            // the directory of the pool that it belongs to; empty: none
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration.
@@ -251,8 +252,8 @@ func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, f
 	return r.ID, first, log, nil
 }
 
-// newStandby makes a machine that has run a container of no use: continues one that was saved after it
-// had, or clones a template and rehearses.
+// newStandby makes a machine that has run a container of no use. It does so also in one that was saved after it
+// had: that brings what starts use into memory, and shows that the machine works.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
@@ -266,10 +267,16 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	if err := Exercise(ctx, places, driver, t, vm, false); err != nil {
 		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
 	}
-	s, err := cloneStandby(ctx, places, driver, t, vm)
-	if err != nil || vm.Saved != nil {
-		return s, err
+	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
+		t.Close()
+		return nil, err
 	}
+	s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(places.Pool(), place.StandbyDir(os.Getpid())))
+	if err != nil {
+		pool.Leave(places.Pool())
+		return nil, err
+	}
+	s.pool = places.Pool()
 	if err := s.rehearse(ctx, places, 1); err != nil {
 		s.release()
 		return nil, err
@@ -277,26 +284,22 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	return s, nil
 }
 
-// cloneStandby clones a template, which belongs to the machine from then on.
-func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver, t *template.Template, vm vmm.Config) (_ *Standby, err error) {
+// cloneStandby clones a template, which belongs to the machine from then on. What the machine needs of
+// files is in dir, which is made.
+func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template, vm vmm.Config, dir string) (_ *Standby, err error) {
 	s := &Standby{template: t, key: t.Info.Key}
 	defer func() {
 		if err != nil {
 			s.release()
 		}
 	}()
-	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
-		return nil, err
-	}
-	s.dir = filepath.Join(places.Pool(), place.StandbyDir(os.Getpid()))
+	s.dir = dir
 	os.RemoveAll(s.dir)
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
 	vm.RunDir = s.dir
-	if vm.Saved = t.Saved(); vm.Saved == nil {
-		vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
-	}
+	vm.Saved = t.Saved()
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
@@ -304,10 +307,22 @@ func cloneStandby(ctx context.Context, places *place.Places, driver *qemu.Driver
 	}
 	s.guest = stack.Guest()
 	stack.Close()
-	s.sandbox, err = sandbox.Start(ctx, sandbox.Config{
-		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
-		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
-	})
+	start := func() (*sandbox.Sandbox, error) {
+		if vm.Saved == nil {
+			vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
+		}
+		return sandbox.Start(ctx, sandbox.Config{
+			Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+			Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
+		})
+	}
+	s.sandbox, err = start()
+	if reason := err; vm.Saved != nil && errors.Is(reason, vmm.ErrRejected) {
+		vm.Saved = nil
+		if s.sandbox, err = start(); err == nil {
+			t.Distrust(reason)
+		}
+	}
 	return s, err
 }
 
@@ -319,7 +334,9 @@ func (s *Standby) release() {
 	s.template.Close()
 	if s.dir != "" {
 		os.RemoveAll(s.dir)
-		pool.Leave(filepath.Dir(s.dir)) // when it was the last
+	}
+	if s.pool != "" {
+		pool.Leave(s.pool) // when it was the last
 	}
 }
 

@@ -120,12 +120,18 @@ func (s *Store) sweep() {
 	}
 }
 
-// Snapshot is one that a container can go on from.
+// Snapshot is one that a container can go on from, until Close.
 type Snapshot struct {
 	Info    Info
-	Machine *vmm.Saved
+	machine *template.Machine
 	dir     string
 }
+
+// Machine is what a machine is continued from.
+func (s *Snapshot) Machine() *vmm.Saved { return s.machine.Saved() }
+
+// Close gives the snapshot back; machines that were continued do not need it.
+func (s *Snapshot) Close() { s.machine.Close() }
 
 // Get reads the description of a snapshot.
 func (s *Store) Get(name string) (*Info, error) {
@@ -157,7 +163,7 @@ func (s *Store) Use(name string) (*Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("snapshot %s cannot be continued: %w", name, err)
 	}
-	return &Snapshot{Info: *info, Machine: machine, dir: dir}, nil
+	return &Snapshot{Info: *info, machine: machine, dir: dir}, nil
 }
 
 // Scratch opens the disk of the snapshot; nil if it has none.

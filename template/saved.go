@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"manis/image/lockfile"
 	"manis/vmm"
 )
@@ -39,11 +41,41 @@ type Saved struct {
 // errFailed: saving has failed before.
 var errFailed = errors.New("saving an exercised machine has failed since the host's boot (manis template build tries again)")
 
-// Saved is the machine to continue instead of going on from Frozen; nil if there is none.
-func (t *Template) Saved() *vmm.Saved { return t.saved }
+// Machine is a saved machine that was opened. What was verified is continued and nothing else, whatever
+// comes to its directory meanwhile.
+type Machine struct {
+	dir            string
+	saved          vmm.Saved
+	pages, resumer *os.File
+}
+
+// Close gives the files back, when no machine is going to be continued any more.
+func (m *Machine) Close() {
+	if m != nil {
+		m.pages.Close()
+		m.resumer.Close()
+	}
+}
+
+// Saved is what a machine is continued from, until Close.
+func (m *Machine) Saved() *vmm.Saved {
+	s := m.saved
+	s.Pages, s.PagesFile = m.pages.Name(), m.pages
+	s.Resumer, s.ResumerFile = m.resumer.Name(), m.resumer
+	return &s
+}
+
+// Saved is the machine to continue instead of going on from Frozen; nil if there is none. It is
+// of use until Close.
+func (t *Template) Saved() *vmm.Saved {
+	if t.saved == nil {
+		return nil
+	}
+	return t.saved.Saved()
+}
 
 // OpenSaved opens what WriteSaved has stored, if it is whole and of this boot.
-func OpenSaved(dir string) (*vmm.Saved, error) {
+func OpenSaved(dir string) (_ *Machine, err error) {
 	b, err := os.ReadFile(filepath.Join(dir, savedInfoName))
 	if err != nil {
 		return nil, err
@@ -58,19 +90,36 @@ func OpenSaved(dir string) (*vmm.Saved, error) {
 	if info.Failed != "" {
 		return nil, fmt.Errorf("%w: %s", errFailed, info.Failed)
 	}
-	saved := &info.Machine
-	saved.Pages, saved.Resumer = filepath.Join(dir, pagesName), filepath.Join(dir, resumerName)
-	pages, err := os.Open(saved.Pages)
+	s := &Machine{dir: dir, saved: info.Machine}
+	if s.pages, err = openFile(filepath.Join(dir, pagesName)); err != nil {
+		return nil, err
+	}
+	if s.resumer, err = openFile(filepath.Join(dir, resumerName)); err != nil {
+		s.pages.Close()
+		return nil, err
+	}
+	if err := verify(filepath.Join(dir, verifiedName), sealed{s.pages, info.PagesDigest}, sealed{s.resumer, info.ResumerDigest}); err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// openFile opens a file that must be none of another kind, for which open(2) might wait.
+func openFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer pages.Close()
-	resumer, err := os.Open(saved.Resumer)
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%s is not a file", path)
+	}
 	if err != nil {
+		f.Close()
 		return nil, err
 	}
-	defer resumer.Close()
-	return saved, verify(filepath.Join(dir, verifiedName), sealed{pages, info.PagesDigest}, sealed{resumer, info.ResumerDigest})
+	return f, nil
 }
 
 // Distrust forgets the saved machine, which could not be continued, until the next boot.
@@ -78,9 +127,23 @@ func (t *Template) Distrust(reason error) {
 	if t.saved == nil {
 		return
 	}
-	dir := filepath.Dir(t.saved.Pages)
+	dir := t.saved.dir
+	same := t.saved.inPlace()
+	t.saved.Close()
 	t.saved = nil
-	giveUp(dir, reason)
+	if same {
+		giveUp(dir, reason)
+	}
+}
+
+// inPlace reports whether the machine is still the one that others find in its directory.
+func (m *Machine) inPlace() bool {
+	opened, err := m.pages.Stat()
+	if err != nil {
+		return false
+	}
+	there, err := os.Lstat(filepath.Join(m.dir, pagesName))
+	return err == nil && os.SameFile(opened, there)
 }
 
 // giveUp leaves a note in place of a saved machine.
@@ -102,7 +165,8 @@ func giveUp(dir string, reason error) {
 	os.Remove(filepath.Join(dir, resumerName))
 }
 
-// Exerciser makes a saved machine: it writes the two files, see vmm.VM.Save.
+// Exerciser makes a saved machine: it writes the two files, see vmm.VM.Save. In the files'
+// directory it may have others, and removes them.
 type Exerciser func(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error)
 
 // Save adds a saved machine to a template that has none. While one caller makes it, the others
@@ -138,7 +202,9 @@ func (s *Store) WantsSaving(t *Template) bool {
 	if t.saved != nil {
 		return false
 	}
-	if _, err := OpenSaved(filepath.Join(s.dir, t.Info.Key, savedName)); err == nil || errors.Is(err, errFailed) {
+	there, err := OpenSaved(filepath.Join(s.dir, t.Info.Key, savedName))
+	there.Close()
+	if err == nil || errors.Is(err, errFailed) {
 		return false
 	}
 	lock, err := lockfile.Try(s.saving(t), lockfile.Exclusive, true)
@@ -150,11 +216,12 @@ func (s *Store) WantsSaving(t *Template) bool {
 }
 
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
-	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	s.sweepRests()
+	tmp, remove, err := s.aside()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer remove()
 	if err := WriteSaved(ctx, tmp, exercise); err != nil {
 		return err
 	}
@@ -178,6 +245,10 @@ func WriteSaved(ctx context.Context, tmp string, exercise Exerciser) error {
 		return err
 	}
 	defer resumer.Close()
+	var fsys unix.Statfs_t
+	if err := unix.Fstatfs(int(resumer.Fd()), &fsys); err == nil && fsys.Flags&unix.ST_NOEXEC != 0 {
+		return fmt.Errorf("%s is on a filesystem that is mounted noexec, and the machine is saved as a program", tmp)
+	}
 	info := Saved{Created: time.Now()}
 	if info.Boot, err = bootID(); err != nil {
 		return err

@@ -84,7 +84,7 @@ type Template struct {
 	Built  bool
 	memory *os.File
 	state  *os.File
-	saved  *vmm.Saved
+	saved  *Machine
 }
 
 // Frozen is what a clone starts from. The state's file is the template's, and only one
@@ -96,6 +96,7 @@ func (t *Template) Close() {
 	if t != nil {
 		t.memory.Close()
 		t.state.Close()
+		t.saved.Close()
 	}
 }
 
@@ -243,11 +244,11 @@ func (t *Template) check(dir string) error {
 // lock of the key is held.
 func (s *Store) build(ctx context.Context, key string, inputs map[string]string, c vmm.Config) (err error) {
 	begun := time.Now()
-	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	tmp, remove, err := s.aside()
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(tmp)
+	defer remove()
 	memoryPath, statePath := filepath.Join(tmp, memoryName), filepath.Join(tmp, stateName)
 	timeout := bootTime
 	for attempt := 1; ; attempt++ {
@@ -454,6 +455,9 @@ func (s *Store) Remove(key string) error {
 	return os.RemoveAll(gone)
 }
 
+// restTime is more than it takes to lock a directory that was just made.
+const restTime = 5 * time.Second
+
 // unusedTime is after how long without use a template goes when another one is built.
 const unusedTime = 14 * 24 * time.Hour
 
@@ -469,14 +473,42 @@ func (s *Store) sweep() {
 			s.Remove(i.Key)
 		}
 	}
+	s.sweepRests()
+}
+
+// aside makes a directory in which something is made before it is put in place. It is locked for as long as
+// this process is at it.
+func (s *Store) aside() (dir string, remove func(), err error) {
+	if dir, err = os.MkdirTemp(s.dir, ".new-"); err != nil {
+		return "", nil, err
+	}
+	lock, err := lockfile.Try(dir, lockfile.Exclusive, false)
+	if err != nil {
+		os.RemoveAll(dir)
+		return "", nil, err
+	}
+	return dir, func() {
+		os.RemoveAll(dir)
+		lock.Release()
+	}, nil
+}
+
+// sweepRests removes what builds and savings that were killed have left: what is old enough to be locked, and
+// is not.
+func (s *Store) sweepRests() {
 	entries, _ := os.ReadDir(s.dir)
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), ".new-") && !strings.HasPrefix(e.Name(), ".gone-") {
 			continue
 		}
-		// A build in progress is younger than its longest time.
-		if st, err := e.Info(); err == nil && time.Since(st.ModTime()) > 4*bootTime {
-			os.RemoveAll(filepath.Join(s.dir, e.Name()))
+		st, err := e.Info()
+		if err != nil || time.Since(st.ModTime()) < restTime {
+			continue
+		}
+		path := filepath.Join(s.dir, e.Name())
+		if lock, err := lockfile.Try(path, lockfile.Exclusive, false); err == nil && lock != nil {
+			os.RemoveAll(path)
+			lock.Release()
 		}
 	}
 }

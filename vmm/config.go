@@ -79,6 +79,9 @@ type Frozen struct {
 type Saved struct {
 	// Pages and Resumer are the paths of the files that Save has written.
 	Pages, Resumer string
+	// PagesFile and ResumerFile are what was found at these paths when the content was checked: another
+	// file in its place is refused. Nil: whatever is there.
+	PagesFile, ResumerFile *os.File `json:"-"`
 	// Monitor is the monitor's version.
 	Monitor string
 	// Disks are the disks that were in their slots, by the descriptor of the monitor's process that

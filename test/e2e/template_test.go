@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -87,6 +88,45 @@ date +%s`
 	}
 }
 
+// The kernel draws the secrets of TCP once. Clones that had the same could foresee each other's connections.
+func TestClonesHaveOwnSecrets(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.ownCache()
+	w.load("box")
+	w.ok("template", "build")
+	const clones = 3
+	var seen [clones][][2]uint32
+	for i := range seen {
+		for line := range strings.Lines(w.ok("run", "--rm", "--boot", "template", "box", "probe", "secrets")) {
+			var s [2]uint32
+			if _, err := fmt.Sscan(line, &s[0], &s[1]); err != nil {
+				t.Fatalf("%q: %v", line, err)
+			}
+			seen[i] = append(seen[i], s)
+		}
+		if len(seen[i]) < 4 {
+			t.Fatalf("%d connections", len(seen[i]))
+		}
+	}
+	// How far the two readings of a clock may be apart: seconds, in units of 64 ns and of 1 ms.
+	for n, near := range []uint32{1 << 26, 4000} {
+		for i := range seen {
+			for j := range i {
+				same := 0
+				for c := range seen[i] {
+					if d := seen[i][c][n] - seen[j][c][n]; min(d, -d) < near {
+						same++
+					}
+				}
+				if same > 1 {
+					t.Errorf("clones %d and %d share the secret of %s: %v, %v", j, i, []string{"sequence numbers", "timestamps"}[n], seen[j], seen[i])
+				}
+			}
+		}
+	}
+}
+
 // A container in an exercised machine finds what it finds in one that has just booted. The
 // second start of a size has such a machine saved, in the background.
 func TestExercised(t *testing.T) {
@@ -135,6 +175,136 @@ ps; ls /proc/self/fd /sys/class/net /sys/block; nproc; cat /etc/resolv.conf /etc
 	w.up("--name", "damaged", "box", "sleep", "1000")
 	if got := w.field("damaged", "{{.Manis.Boot}}"); strings.Contains(got, "exercised") {
 		t.Errorf("a damaged machine was continued: %q", got)
+	}
+}
+
+// rehearsing returns the process that exercises a machine in the background, and all of its descendants.
+func (w *world) rehearsing() (pid int, all []int) {
+	for p, command := range w.processes() {
+		if strings.HasPrefix(command, "manis rehearse ") {
+			pid = p
+			all = append(all, p)
+		}
+	}
+	for i := 0; i < len(all); i++ {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", all[i]))
+		for _, path := range tasks {
+			b, _ := os.ReadFile(path)
+			for _, child := range strings.Fields(string(b)) {
+				if p, err := strconv.Atoi(child); err == nil {
+					all = append(all, p)
+				}
+			}
+		}
+	}
+	return pid, all
+}
+
+// Whatever happens to the exercise in the background, starts go on, and nothing of it is left.
+func TestExerciseTrouble(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dir := w.ownCache()
+	w.load("box")
+	w.ok("run", "--rm", "box", "true")
+	key := w.ok("template", "ls", "-q")
+	saved := func() bool {
+		found, _ := filepath.Glob(filepath.Join(dir, "*", "saved", "resumer"))
+		return len(found) > 0
+	}
+	pages := func() []string {
+		found, _ := filepath.Glob(filepath.Join(dir, ".new-*", "pages"))
+		return found
+	}
+	// begin has a machine exercised and waits until the next thing is there.
+	begin := func(what string, there func() bool) (int, []int) {
+		t.Helper()
+		w.setenv("MANIS_EXERCISE", "")
+		if got := w.ok("run", "--rm", "--boot", "template", "box", "echo", "well"); got != "well" {
+			t.Errorf("it says %q", got)
+		}
+		w.setenv("MANIS_EXERCISE", "off")
+		eventually(t, what, there)
+		return w.rehearsing()
+	}
+	gone := func(all []int) {
+		t.Helper()
+		eventually(t, "the end of what exercised a machine", func() bool {
+			for _, pid := range all {
+				if alive(pid) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+
+	// Killed while it saves.
+	pid, all := begin("a machine being saved", func() bool {
+		for _, path := range pages() {
+			if st, err := os.Stat(path); err == nil && st.Size() > 0 {
+				return true
+			}
+		}
+		return false
+	})
+	if pid == 0 || len(all) < 2 {
+		t.Fatalf("the exercise is processes %v", all)
+	}
+	kill(t, pid)
+	gone(all)
+	if saved() {
+		t.Fatal("a machine was saved although its saver was killed")
+	}
+	rests := pages()
+	if len(rests) != 1 {
+		t.Fatalf("a saver that was killed left %v", rests)
+	}
+
+	// Killed while its machine runs, and its template removed while it does.
+	running := func() bool { _, all := w.rehearsing(); return len(all) > 1 }
+	pid, all = begin("a machine being exercised", running)
+	kill(t, pid)
+	gone(all)
+	_, all = begin("a machine being exercised again", running)
+	if got := w.ok("template", "rm", key); got != key {
+		t.Errorf("template rm printed %q", got)
+	}
+	gone(all)
+	if saved() {
+		t.Error("a machine was saved for a template that is gone")
+	}
+
+	// And afterwards all is well. What was left goes with the next saving, but for what looks as if it had
+	// just begun.
+	old := time.Now().Add(-time.Hour)
+	for _, path := range pages() {
+		if err := os.Chtimes(filepath.Dir(path), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := w.ok("run", "--rm", "--boot", "template", "box", "echo", "well"); got != "well" {
+		t.Errorf("it says %q", got)
+	}
+	_, all = begin("a machine to be saved", saved)
+	gone(all)
+	w.up("--name", "exercised", "box", "sleep", "1000")
+	if got := w.field("exercised", "{{.Manis.Boot}}"); !strings.HasSuffix(got, ", exercised") {
+		t.Errorf("it came from %q", got)
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+
+	// The saved machine goes while a clone runs, and another is asked for.
+	if err := os.RemoveAll(filepath.Join(dir, key, "saved")); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.sh("exercised", "echo still; head -c 30000000 /dev/zero | wc -c"); got != "still\n30000000" {
+		t.Errorf("the clone says %q", got)
+	}
+	if got := w.ok("run", "--rm", "--boot", "template", "box", "echo", "well"); got != "well" {
+		t.Errorf("without the saved machine: %q", got)
 	}
 }
 

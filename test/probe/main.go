@@ -20,11 +20,12 @@ var verbs = map[string]func(args []string) error{
 	"writable": writable,
 	"writefd":  writeFD,
 	"ids":      ids,
+	"secrets":  secrets,
 }
 
 func main() {
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|hold|fork|writable|writefd|ids ...")
+		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|hold|fork|writable|writefd|ids|secrets ...")
 		os.Exit(2)
 	}
 	if err := verbs[os.Args[1]](os.Args[2:]); err != nil {

@@ -55,13 +55,26 @@ func (th *thread) frame(extended uint64) []byte {
 	return b
 }
 
-// extendedState returns the extended registers as a signal frame holds them.
-func (th *thread) extendedState() ([]byte, error) {
+// extendedState returns the extended registers as a signal frame holds them, given where each component
+// ends. Only those in use are put in: ptrace(2) also shows what a process may ask the kernel
+// for (AMX), and of a frame that is longer than what it has asked for the kernel restores
+// the oldest registers only.
+func (th *thread) extendedState(end func(component int) int) ([]byte, error) {
 	if len(th.extended) < minExtendedSize {
 		return nil, fmt.Errorf("thread %d has extended registers of %d bytes", th.tid, len(th.extended))
 	}
-	b := append([]byte(nil), th.extended...)
 	le := binary.LittleEndian
+	used, compacted := le.Uint64(th.extended[legacySize:]), le.Uint64(th.extended[legacySize+8:])
+	size := minExtendedSize
+	for i := 2; i < 64; i++ {
+		if used>>i&1 != 0 {
+			size = max(size, end(i))
+		}
+	}
+	if size > len(th.extended) || compacted != 0 {
+		return nil, fmt.Errorf("thread %d has extended registers of an unknown layout", th.tid)
+	}
+	b := append([]byte(nil), th.extended[:size]...)
 	features := le.Uint64(b[softwareOffset:]) // as ptrace gives it
 	clear(b[softwareOffset:legacySize])
 	le.PutUint32(b[softwareOffset:], extendedMagic1)

@@ -2,29 +2,51 @@ package checkpoint
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"unsafe"
 )
 
-// Where the resumer lies in the process, below everything that a kernel or a loader
-// places: its code, its steps, and what the steps refer to.
+// Where the resumer's parts lie, from the address of its code: the code, its steps, and what the
+// steps refer to.
 const (
-	codeAddress  = 0x200000
-	codeSize     = 0x1000
-	stepsAddress = 0x202000
-	dataAddress  = 0x800000
-	dataLimit    = 16 << 20
-	resumerEnd   = dataAddress + dataLimit
+	codeSize    = 0x1000
+	stepsOffset = 0x2000
+	dataOffset  = 0x600000
+	dataLimit   = 16 << 20
+	resumerSpan = dataOffset + dataLimit
 )
+
+// The resumer lies somewhere between these, below everything that a kernel or a loader places.
+const (
+	lowestBase  = 0x10000000
+	highestBase = 0x400000000000
+)
+
+// newBase chooses where the resumer lies. It stays in the process, so its system call instruction must
+// not be at an address that is known to who has taken over the process.
+func newBase(areas []area) uint64 {
+	for {
+		var b [8]byte
+		rand.Read(b[:])
+		base := lowestBase + binary.LittleEndian.Uint64(b[:])%(highestBase-lowestBase)&^(pageSize-1)
+		if !slices.ContainsFunc(areas, func(a area) bool { return a.start < base+resumerSpan && base < a.end }) {
+			return base
+		}
+	}
+}
 
 // resumerSize is at least the size of the resumer's code, bytes.
 const resumerSize = 512
 
+// code is the resumer's code.
+func code() []byte { return unsafe.Slice((*byte)(resumerCode()), resumerSize) }
+
 // Flags of a step.
 const (
-	fromVDSO    = 1 << iota // the first argument counts from the vDSO
-	fromLast                // the first argument is the result of the last step
+	fromVDSO    = 1 << iota // the first argument counts from the vDSO; nothing is to be done if it is the fifth
 	onFrame                 // the first argument becomes the stack pointer
 	makesThread             // the new thread goes on with its own steps
 	mayFail
@@ -46,10 +68,10 @@ const stepSize = uint64(unsafe.Sizeof(step{}))
 
 // plan is the resumer's steps and data as they are put together.
 type plan struct {
+	base  uint64 // the address of the resumer's code
 	steps []step
 	data  bytes.Buffer
 	texts map[string][2]uint64
-	err   error
 }
 
 // put adds bytes to the data, at a multiple of align, and returns their address.
@@ -59,7 +81,7 @@ func (p *plan) put(b []byte, align int) uint64 {
 	}
 	at := p.data.Len()
 	p.data.Write(b)
-	return dataAddress + uint64(at)
+	return p.base + dataOffset + uint64(at)
 }
 
 func (p *plan) cstring(s string) uint64 { return p.put(append([]byte(s), 0), 1) }
@@ -86,21 +108,21 @@ func (p *plan) program() ([]byte, error) {
 	var steps bytes.Buffer
 	for _, s := range p.steps {
 		if s.flags&makesThread != 0 {
-			s.thread = stepsAddress + s.thread*stepSize
+			s.thread = p.base + stepsOffset + s.thread*stepSize
 		}
 		if err := binary.Write(&steps, binary.LittleEndian, s); err != nil {
 			return nil, err
 		}
 	}
-	const page = 0x1000
+	const page = pageSize
 	for steps.Len()%page != 0 {
 		steps.WriteByte(0)
 	}
-	if steps.Len() > dataAddress-stepsAddress || p.data.Len() > dataLimit {
+	if steps.Len() > dataOffset-stepsOffset || p.data.Len() > dataLimit {
 		return nil, errors.New("its memory is in too many pieces")
 	}
-	code := make([]byte, codeSize)
-	copy(code, unsafe.Slice((*byte)(resumerCode()), resumerSize))
+	text := make([]byte, codeSize)
+	copy(text, code())
 
 	const segments = 4
 	var b bytes.Buffer
@@ -111,18 +133,18 @@ func (p *plan) program() ([]byte, error) {
 		}
 	}
 	// Type, machine, version, entry, program and section headers, flags, sizes.
-	add(uint16(2), uint16(62), uint32(1), uint64(codeAddress), uint64(64), uint64(0), uint32(0),
+	add(uint16(2), uint16(62), uint32(1), p.base, uint64(64), uint64(0), uint32(0),
 		uint16(64), uint16(56), uint16(segments), uint16(0), uint16(0), uint16(0))
 	segment := func(kind, flags uint32, offset, address, size, align uint64) {
 		add(kind, flags, offset, address, address, size, size, align)
 	}
 	const load, stack, readable, writable, executable = 1, 0x6474e551, 4, 2, 1
-	segment(load, readable|executable, page, codeAddress, codeSize, page)
-	segment(load, readable, page+codeSize, stepsAddress, uint64(steps.Len()), page)
-	segment(load, readable, page+codeSize+uint64(steps.Len()), dataAddress, uint64(p.data.Len()), page)
+	segment(load, readable|executable, page, p.base, codeSize, page)
+	segment(load, readable, page+codeSize, p.base+stepsOffset, uint64(steps.Len()), page)
+	segment(load, readable, page+codeSize+uint64(steps.Len()), p.base+dataOffset, uint64(p.data.Len()), page)
 	segment(stack, readable|writable, 0, 0, 0, 16)
 	b.Write(make([]byte, page-b.Len()))
-	b.Write(code)
+	b.Write(text)
 	b.Write(steps.Bytes())
 	b.Write(p.data.Bytes())
 	return b.Bytes(), nil

@@ -84,6 +84,17 @@ func save(pid int, pages, resumer io.Writer, o Options) error {
 	if err != nil {
 		return err
 	}
+	layout, err := t.layout()
+	if err != nil {
+		return err
+	}
+	if err := t.timers(); err != nil {
+		return err
+	}
+	earlier, err := t.resumer()
+	if err != nil {
+		return err
+	}
 	all, err := readDescriptors(pid)
 	if err != nil {
 		return err
@@ -92,12 +103,13 @@ func save(pid int, pages, resumer io.Writer, o Options) error {
 		return fmt.Errorf("it has descriptors beyond %d", pagesFD)
 	}
 
-	p := new(plan)
-	p.memory(t, areas, o.Given, file)
-	if p.err != nil {
-		return p.err
-	}
+	p := &plan{base: newBase(areas)}
+	// The kernel's areas first: they must not be mapped over before they are moved.
 	p.kernels(areas)
+	if err := p.memory(t, withoutResumer(areas, earlier), o.Given, file); err != nil {
+		return err
+	}
+	p.layout(layout)
 	if err := p.descriptors(all, o.Given, o.Replaced); err != nil {
 		return err
 	}
@@ -130,6 +142,25 @@ func (p *plan) kernels(areas []area) {
 	}
 }
 
+// withoutResumer leaves out what belongs to the resumer that continued the process, at the address
+// earlier: its own code, and the stack that the kernel gave it. That of the process lies in an ordinary mapping
+// then.
+func withoutResumer(areas []area, earlier uint64) []area {
+	if earlier == 0 {
+		return areas
+	}
+	return slices.DeleteFunc(slices.Clone(areas), func(a area) bool {
+		return a.grows() || a.start >= earlier && a.end <= earlier+resumerSpan
+	})
+}
+
+// layout has the kernel believe what it believed of the saved process's memory.
+func (p *plan) layout(l *layout) {
+	var b bytes.Buffer
+	binary.Write(&b, binary.LittleEndian, l)
+	p.call("set the layout of memory", unix.SYS_PRCTL, unix.PR_SET_MM, unix.PR_SET_MM_MAP, p.put(b.Bytes(), 8), uint64(b.Len()), 0)
+}
+
 func (p *plan) signals(actions *[signals + 1]sigaction) {
 	for sig, a := range actions {
 		if a == (sigaction{}) {
@@ -143,9 +174,9 @@ func (p *plan) signals(actions *[signals + 1]sigaction) {
 	}
 }
 
-// threadFlags are those with which the C library clones a thread.
+// threadFlags are those with which the C library clones a thread, and a filter may insist on all of them.
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND | unix.CLONE_THREAD |
-	unix.CLONE_SYSVSEM | unix.CLONE_SETTLS | unix.CLONE_CHILD_CLEARTID
+	unix.CLONE_SYSVSEM | unix.CLONE_SETTLS | unix.CLONE_PARENT_SETTID | unix.CLONE_CHILD_CLEARTID
 
 // maxBurnt bounds the TIDs that are passed over because their threads have ended.
 const maxBurnt = 4096
@@ -172,7 +203,7 @@ func (p *plan) run(threads []*thread, filter []byte) error {
 			p.call("register restartable sequences", unix.SYS_RSEQ, r.pointer, uint64(r.size), 0, uint64(r.signature))
 		}
 		p.call("name a thread", unix.SYS_PRCTL, unix.PR_SET_NAME, p.cstring(th.name)).flags = mayFail
-		extended, err := th.extendedState()
+		extended, err := th.extendedState(componentEnd)
 		if err != nil {
 			return err
 		}
@@ -196,11 +227,11 @@ func (p *plan) run(threads []*thread, filter []byte) error {
 		}
 		for ; tid < th.own; tid++ {
 			burns = append(burns, len(p.steps))
-			s := p.call("pass over a TID", unix.SYS_CLONE, threadFlags&^(unix.CLONE_SETTLS|unix.CLONE_CHILD_CLEARTID))
+			s := p.call("pass over a TID", unix.SYS_CLONE, threadFlags) // the kernel writes TIDs to no address
 			s.flags, s.wanted = makesThread|checked, uint64(tid)
 		}
 		clones = append(clones, len(p.steps))
-		s := p.call("make a thread", unix.SYS_CLONE, threadFlags, 0, 0, th.cleared, th.regs.Fs_base)
+		s := p.call("make a thread", unix.SYS_CLONE, threadFlags, 0, th.cleared, th.cleared, th.regs.Fs_base)
 		s.flags, s.wanted = makesThread|checked, uint64(tid)
 		tid++
 	}
@@ -236,7 +267,7 @@ const (
 var zeroPage [pageSize]byte
 
 // memory writes the content of every mapping to file and adds the steps that map it.
-func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) {
+func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) error {
 	p.call("bound memory", unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1).flags = mayFail
 	lowest := 0
 	for slices.Contains(given, lowest) {
@@ -247,71 +278,57 @@ func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) {
 	p.call("place "+PagesPath, unix.SYS_DUP3, uint64(lowest), pagesFD, unix.O_CLOEXEC)
 	p.call("place "+PagesPath, unix.SYS_CLOSE, uint64(lowest))
 	w := &pageWriter{file: file}
-	// Of a process that was continued itself, what its resumer had is of no use.
-	continued := slices.ContainsFunc(areas, area.resumers)
 	for i, a := range areas {
-		if a.kernels() || a.resumers() || continued && a.name == "[stack]" {
+		if a.kernels() {
 			continue
 		}
-		if a.start < resumerEnd {
-			p.fail("it has memory at %#x, where the resumer lies", a.start)
-			return
-		}
-		if a.shared {
-			p.fail("it shares %s with others", a.name)
-			return
+		if why := a.refusal(); why != "" {
+			return errors.New(why)
 		}
 		start := a.start
-		if a.name == "[stack]" {
-			if start = a.end - stackRoom; i > 0 {
+		if a.name == "[stack]" && a.size() < stackRoom {
+			start = a.end - stackRoom
+			if i > 0 {
 				start = max(start, areas[i-1].end)
 			}
 		}
-		p.area(t, a, start, w)
-		if p.err != nil {
-			return
+		if err := p.area(t, a, start, w); err != nil {
+			return err
 		}
 	}
 	if err := w.flush(); err != nil {
-		p.err = err
-		return
+		return err
 	}
 	if err := file.Truncate(w.at); err != nil {
-		p.err = err
+		return err
 	}
 	p.call("close "+PagesPath, unix.SYS_CLOSE, pagesFD)
+	return nil
 }
 
-func (p *plan) fail(format string, args ...any) {
-	if p.err == nil {
-		p.err = fmt.Errorf(format, args...)
-	}
-}
-
-// area adds one mapping.
-func (p *plan) area(t *tracee, a area, start uint64, w *pageWriter) {
-	const anonymous = unix.MAP_PRIVATE | unix.MAP_ANONYMOUS | unix.MAP_NORESERVE | unix.MAP_FIXED_NOREPLACE
-	none := ^uint64(0)
+// area adds one mapping. Where it is to be there may be the stack that the kernel has given to the resumer, which
+// has no more use for it.
+func (p *plan) area(t *tracee, a area, start uint64, w *pageWriter) error {
+	const private = unix.MAP_PRIVATE | unix.MAP_NORESERVE | unix.MAP_FIXED
 	what := "map memory"
 	if a.name != "" {
 		what = "map " + a.name
 	}
 	var pieces []piece
-	if a.prot&unix.PROT_READ != 0 || a.prot&unix.PROT_EXEC != 0 {
+	if a.prot != 0 && !a.forgets() {
 		var err error
 		if pieces, err = t.pieces(a, w); err != nil {
-			p.err = err
-			return
+			return err
 		}
 	}
-	if len(pieces) == 1 && pieces[0].start == start && pieces[0].end == a.end {
-		p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), unix.MAP_PRIVATE|unix.MAP_NORESERVE|unix.MAP_FIXED_NOREPLACE, pagesFD, uint64(pieces[0].offset))
-		return
+	if len(pieces) != 1 || pieces[0].start != start || pieces[0].end != a.end {
+		none := ^uint64(0)
+		p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), private|unix.MAP_ANONYMOUS, none)
 	}
-	p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), anonymous, none)
 	for _, piece := range pieces {
-		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), unix.MAP_PRIVATE|unix.MAP_NORESERVE|unix.MAP_FIXED, pagesFD, uint64(piece.offset))
+		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), private, pagesFD, uint64(piece.offset))
 	}
+	return nil
 }
 
 // piece is a part of a mapping that holds something.
@@ -328,25 +345,29 @@ func (t *tracee) pieces(a area, w *pageWriter) ([]piece, error) {
 	if err != nil {
 		return nil, err
 	}
+	file := t.mapped(a)
+	if file != nil {
+		defer file.Close()
+	}
 	for at := a.start; at < a.end; {
 		n := min(uint64(len(buf)), a.end-at)
 		first := (at - a.start) / pageSize
-		if !a.file() && !slices.Contains(present[first:first+n/pageSize], true) {
+		if !slices.Contains(present[first:first+n/pageSize], true) && (!a.file() || hole(file, int64(a.offset+at-a.start), int64(n))) {
 			at += n
 			continue
 		}
-		if err := t.read(at, buf[:n]); err != nil {
-			// Beyond the end of its file nothing can be read.
-			if a.file() {
-				return pieces, nil
-			}
-			return nil, err
+		k, err := t.memory.ReadAt(buf[:n], int64(at))
+		// Beyond the end of its file nothing can be read.
+		if err != nil && !a.file() {
+			return nil, fmt.Errorf("read the process's memory at %#x: %w", at, err)
 		}
-		for page := range slices.Chunk(buf[:n], pageSize) {
+		for page := range slices.Chunk(buf[:k&^(pageSize-1)], pageSize) {
 			if !bytes.Equal(page, zeroPage[:]) {
 				last := len(pieces) - 1
 				if last >= 0 && at-pieces[last].end <= gap {
-					w.zeros(int64(at - pieces[last].end))
+					if err := w.zeros(int64(at - pieces[last].end)); err != nil {
+						return nil, err
+					}
 				} else {
 					pieces = append(pieces, piece{start: at, offset: w.at})
 					last++
@@ -358,8 +379,38 @@ func (t *tracee) pieces(a area, w *pageWriter) ([]piece, error) {
 			}
 			at += pageSize
 		}
+		if err != nil {
+			break
+		}
 	}
 	return pieces, nil
+}
+
+// mapped opens the file of a mapping; nil: there is none, or it is not where it was.
+func (t *tracee) mapped(a area) *os.File {
+	if !a.file() {
+		return nil
+	}
+	f, err := os.OpenFile(fmt.Sprintf("/proc/%d/root%s", t.pid, a.name), os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Ino != a.inode || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		f.Close()
+		return nil
+	}
+	return f
+}
+
+// hole reports whether a part of a file holds nothing. To read the memory of a large guest that has used little of it
+// would fill the host's page cache with zeros.
+func hole(f *os.File, offset, n int64) bool {
+	if f == nil {
+		return false
+	}
+	data, err := unix.Seek(int(f.Fd()), offset, unix.SEEK_DATA)
+	return err == unix.ENXIO || err == nil && data >= offset+n
 }
 
 // present says of each page of a mapping whether it has ever been touched.
@@ -397,9 +448,10 @@ func (w *pageWriter) write(page []byte) error {
 	return w.flush()
 }
 
-func (w *pageWriter) zeros(n int64) {
-	w.flush()
+func (w *pageWriter) zeros(n int64) error {
+	err := w.flush()
 	w.at += n
+	return err
 }
 
 func (w *pageWriter) flush() error {

@@ -1,6 +1,7 @@
 package checkpoint
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -83,8 +84,11 @@ func seize(pid int) (*tracee, error) {
 				continue
 			}
 			err = ptrace(unix.PTRACE_SEIZE, tid, 0, 0)
-			if err == unix.ESRCH {
+			switch err {
+			case unix.ESRCH:
 				continue // it has ended
+			case unix.EPERM, unix.ENOSYS:
+				return t, fmt.Errorf("this host does not permit ptrace(2) (see kernel.yama.ptrace_scope; in a container its seccomp profile must allow it): %w", err)
 			}
 			if err != nil {
 				return t, fmt.Errorf("trace thread %d: %w", tid, err)
@@ -95,7 +99,7 @@ func seize(pid int) (*tracee, error) {
 			if err := ptrace(unix.PTRACE_INTERRUPT, tid, 0, 0); err != nil {
 				return t, fmt.Errorf("stop thread %d: %w", tid, err)
 			}
-			if err := t.await(tid); err != nil {
+			if err := t.awaitInterrupt(tid); err != nil {
 				return t, err
 			}
 		}
@@ -106,7 +110,7 @@ func seize(pid int) (*tracee, error) {
 }
 
 // await waits until a thread stands.
-func (t *tracee) await(tid int) error {
+func (t *tracee) await(tid int) (unix.WaitStatus, error) {
 	for {
 		var status unix.WaitStatus
 		_, err := unix.Wait4(tid, &status, unix.WALL, nil)
@@ -114,12 +118,26 @@ func (t *tracee) await(tid int) error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("wait for thread %d: %w", tid, err)
+			return 0, fmt.Errorf("wait for thread %d: %w", tid, err)
 		}
 		if !status.Stopped() {
-			return fmt.Errorf("thread %d has ended", tid)
+			return 0, fmt.Errorf("thread %d has ended", tid)
 		}
-		return nil
+		return status, nil
+	}
+}
+
+// awaitInterrupt waits until a thread stands because it was interrupted. A signal may be on its way to the
+// thread at that moment, which is delivered first.
+func (t *tracee) awaitInterrupt(tid int) error {
+	for {
+		status, err := t.await(tid)
+		if err != nil || int(status)>>16 == unix.PTRACE_EVENT_STOP {
+			return err
+		}
+		if err := ptrace(unix.PTRACE_CONT, tid, 0, uintptr(status.StopSignal())); err != nil {
+			return fmt.Errorf("deliver a signal to thread %d: %w", tid, err)
+		}
 	}
 }
 
@@ -170,7 +188,7 @@ func (t *tracee) call(th *thread, nr uintptr, args ...uint64) (uint64, error) {
 	if err := ptrace(unix.PTRACE_SINGLESTEP, th.tid, 0, 0); err != nil {
 		return 0, fmt.Errorf("step thread %d: %w", th.tid, err)
 	}
-	if err := t.await(th.tid); err != nil {
+	if _, err := t.await(th.tid); err != nil {
 		return 0, err
 	}
 	var after unix.PtraceRegs
@@ -231,7 +249,7 @@ func (t *tracee) inspect(th *thread) error {
 			if th.own, err = strconv.Atoi(own[len(own)-1]); err != nil {
 				return fmt.Errorf("read the PID of thread %d: %w", th.tid, err)
 			}
-		case "SigPnd":
+		case "SigPnd", "ShdPnd": // of the thread, of the process
 			if strings.Trim(strings.TrimSpace(value), "0") != "" {
 				return fmt.Errorf("a signal is pending for thread %d", th.tid)
 			}
@@ -240,13 +258,12 @@ func (t *tracee) inspect(th *thread) error {
 	return nil
 }
 
+// scratch is the address of some memory of a thread's stack, beyond all that is in use, red zone included.
+func (th *thread) scratch() uint64 { return (th.regs.Rsp - 4096) &^ 63 }
+
 // interrogate has a thread say what only itself can find out.
 func (t *tracee) interrogate(th *thread) error {
-	at := (th.regs.Rsp - 4096) &^ 63 // below its red zone
-	keep := make([]byte, 64)
-	if err := t.read(at, keep); err != nil {
-		return err
-	}
+	at := th.scratch()
 	if _, err := t.call(th, unix.SYS_PRCTL, prGetTIDAddress, at); err != nil {
 		return fmt.Errorf("ask thread %d for its TID's address (CONFIG_CHECKPOINT_RESTORE): %w", th.tid, err)
 	}
@@ -276,7 +293,7 @@ const signals = 64
 func (t *tracee) actions() ([signals + 1]sigaction, error) {
 	var all [signals + 1]sigaction
 	th := t.threads[0]
-	at := (th.regs.Rsp - 4096) &^ 63
+	at := th.scratch()
 	for sig := 1; sig <= signals; sig++ {
 		if sig == int(unix.SIGKILL) || sig == int(unix.SIGSTOP) {
 			continue
@@ -290,6 +307,86 @@ func (t *tracee) actions() ([signals + 1]sigaction, error) {
 		}
 	}
 	return all, nil
+}
+
+// layout is struct prctl_mm_map of prctl(2): what the kernel knows of the parts of a process's memory.
+type layout struct {
+	startCode, endCode, startData, endData, startBrk, brk, startStack uint64
+	startArgs, endArgs, startEnvironment, endEnvironment              uint64
+	auxiliary                                                         uint64
+	auxiliarySize, program                                            uint32
+}
+
+// layout returns it. The end of the heap is the part that matters: a C library that frees memory there
+// believes the kernel, and would go on with another program's heap if that were the resumer's.
+func (t *tracee) layout() (*layout, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", t.pid))
+	if err != nil {
+		return nil, err
+	}
+	l, err := parseLayout(string(b))
+	if err != nil {
+		return nil, err
+	}
+	if l.brk, err = t.call(t.threads[0], unix.SYS_BRK, 0); err != nil {
+		return nil, fmt.Errorf("ask for the end of the heap: %w", err)
+	}
+	return l, nil
+}
+
+// parseLayout reads /proc/PID/stat, which has everything but the heap's end.
+func parseLayout(stat string) (*layout, error) {
+	const first = 3 // number of the field after the name, as proc(5) counts
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	l := &layout{program: ^uint32(0)}
+	for number, to := range map[int]*uint64{
+		26: &l.startCode, 27: &l.endCode, 28: &l.startStack, 45: &l.startData, 46: &l.endData, 47: &l.startBrk,
+		48: &l.startArgs, 49: &l.endArgs, 50: &l.startEnvironment, 51: &l.endEnvironment,
+	} {
+		if number-first >= len(fields) {
+			return nil, errors.New("read the process's layout: fields are missing")
+		}
+		var err error
+		if *to, err = strconv.ParseUint(fields[number-first], 10, 64); err != nil || *to == 0 {
+			return nil, fmt.Errorf("read the process's layout: field %d is %q", number, fields[number-first])
+		}
+	}
+	return l, nil
+}
+
+// resumer returns the address of the resumer's code, if the process was itself continued by one; else 0.
+func (t *tracee) resumer() (uint64, error) {
+	const entry = 9 // AT_ENTRY
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/auxv", t.pid))
+	if err != nil {
+		return 0, err
+	}
+	for pair := range slices.Chunk(b, 16) {
+		if len(pair) < 16 || binary.LittleEndian.Uint64(pair) != entry {
+			continue
+		}
+		at := binary.LittleEndian.Uint64(pair[8:])
+		there := make([]byte, resumerSize)
+		if err := t.read(at, there); err != nil {
+			return 0, nil // a loader's, unmapped since
+		}
+		if bytes.Equal(there, code()) {
+			return at, nil
+		}
+	}
+	return 0, nil
+}
+
+// timers refuses a process that has timers of the kernel's own.
+func (t *tracee) timers() error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/timers", t.pid))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if len(b) > 0 {
+		return errors.New("it has timers (timer_create(2))")
+	}
+	return nil
 }
 
 // findSyscall finds a system call instruction in the vDSO.

@@ -57,6 +57,9 @@ type Config struct {
 type File struct {
 	Host, Inside string
 	Writable     bool
+	// Checked is the file as the caller has opened it to check its content: the jail shows it and no other
+	// that has come to its path since. Nil: whatever is there.
+	Checked *os.File
 	// Lent lets the process open the file as if it could write to it, to map it
 	// privately, until StopLending.
 	Lent bool
@@ -154,6 +157,9 @@ func Start(c Config) (_ *Process, err error) {
 		p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
 		j.furnish(p, &c)
 		p.PivotRoot(".")
+		if slices.ContainsFunc(c.Files, func(f File) bool { return f.Checked != nil }) {
+			p.Meet("check files", func(pid int) error { return checked(pid, c.Files) })
+		}
 		p.Call("name host", unix.SYS_SETHOSTNAME, "vm", 2)
 		p.Call("name domain", unix.SYS_SETDOMAINNAME, "", 0)
 		if id.root {
@@ -300,6 +306,27 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			setattr(p, target, flags)
 		}
 	}
+}
+
+// checked compares what the jail shows with what its caller has checked.
+func checked(pid int, files []File) error {
+	for _, f := range files {
+		if f.Checked == nil {
+			continue
+		}
+		want, err := f.Checked.Stat()
+		if err != nil {
+			return err
+		}
+		got, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", pid, f.Inside))
+		if err != nil {
+			return err
+		}
+		if !os.SameFile(want, got) {
+			return fmt.Errorf("%s is not the file that was checked", f.Host)
+		}
+	}
+	return nil
 }
 
 // setattr sets flags on the mount at path and all below it. It only ever

@@ -163,8 +163,8 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 	if c.Saved != nil {
 		j.Closure, j.Program = nil, resumerPath
 		j.Files = append(j.Files,
-			jail.File{Host: c.Saved.Resumer, Inside: resumerPath},
-			jail.File{Host: c.Saved.Pages, Inside: checkpoint.PagesPath})
+			jail.File{Host: c.Saved.Resumer, Inside: resumerPath, Checked: c.Saved.ResumerFile},
+			jail.File{Host: c.Saved.Pages, Inside: checkpoint.PagesPath, Checked: c.Saved.PagesFile})
 		j.Shares = shares(c)
 		return j
 	}

@@ -139,3 +139,19 @@ func TestAbilities(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
+
+// A host may give every program the same addresses. Then a program that continues a saved one has its
+// stack where the saved one had its own; elsewhere that happens once in some thousand times.
+func TestSaveWithoutRandomAddresses(t *testing.T) {
+	driver(t)
+	vmmtest.Kernel(t)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("setarch", "--addr-no-randomize", self, "-test.run=^TestDriver$/^Save$", "-test.count=1")
+	cmd.Env = append(os.Environ(), vmmtest.SecondRun+"=1")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

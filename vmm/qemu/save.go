@@ -101,25 +101,60 @@ func (v *machine) diskDescriptors() (map[int]string, error) {
 	return found, nil
 }
 
-// resumedForbidden is what QEMU's own filter forbids (its option -sandbox, as in always) beyond
-// the jail's: a saved process's filters cannot be read.
+// resumedForbidden is what QEMU's own filter forbids (its option -sandbox, as in always), and
+// execveat(2), setpgid(2)'s kin and later system calls of the same use: a saved process's filters cannot be read.
 var resumedForbidden = []string{
-	"execve", "execveat", "fork", "vfork", "setpgid", "setsid",
-	"setpriority", "sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr", "ioprio_set",
+	"execve", "execveat", "fork", "vfork", "setns", "unshare",
+	"setuid", "setgid", "setreuid", "setregid", "setresuid", "setresgid", "setfsuid", "setfsgid", "setgroups", "setpgid", "setsid",
+	"reboot", "swapon", "swapoff", "syslog", "mount", "umount2", "kexec_load", "kexec_file_load",
+	"afs_syscall", "getpmsg", "putpmsg", "security", "tuxcall", "vserver",
+	"_sysctl", "create_module", "get_kernel_syms", "query_module", "sysfs", "uselib", "ustat",
 }
+
+// resumedRefused are those of QEMU's group resourcecontrol, which fail.
+var resumedRefused = []string{
+	"setpriority", "sched_setparam", "sched_setaffinity", "sched_setattr", "ioprio_set",
+}
+
+// A thread has all of neededClone and nothing of forbiddenClone; everything else is a process.
+var (
+	neededClone = []uint64{
+		unix.CLONE_VM, unix.CLONE_FS, unix.CLONE_FILES, unix.CLONE_SIGHAND, unix.CLONE_THREAD, unix.CLONE_SYSVSEM,
+		unix.CLONE_SETTLS, unix.CLONE_PARENT_SETTID, unix.CLONE_CHILD_CLEARTID,
+	}
+	forbiddenClone = []uint64{
+		unix.CLONE_PIDFD, unix.CLONE_PTRACE, unix.CLONE_VFORK, unix.CLONE_PARENT, unix.CLONE_UNTRACED, unix.CLONE_IO,
+		unix.CLONE_NEWNS, unix.CLONE_NEWCGROUP, unix.CLONE_NEWUTS, unix.CLONE_NEWIPC, unix.CLONE_NEWUSER, unix.CLONE_NEWPID, unix.CLONE_NEWNET,
+	}
+)
+
+const schedIdle = 5 // SCHED_IDLE
 
 // resumedFilter is what a saved QEMU installs in place of its own filter.
 var resumedFilter = sync.OnceValues(func() ([]byte, error) {
-	eperm := uint(unix.EPERM)
-	f, err := seccomp.Compile(&specs.LinuxSeccomp{
+	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)
+	p := &specs.LinuxSeccomp{
 		DefaultAction: specs.ActAllow,
 		Syscalls: []specs.LinuxSyscall{
 			{Names: resumedForbidden, Action: specs.ActKillProcess},
-			// No process but threads.
-			{Names: []string{"clone"}, Action: specs.ActErrno, ErrnoRet: &eperm,
-				Args: []specs.LinuxSeccompArg{{Index: 0, Value: unix.CLONE_THREAD, ValueTwo: 0, Op: specs.OpMaskedEqual}}},
+			{Names: resumedRefused, Action: specs.ActErrno, ErrnoRet: &eperm},
+			{Names: []string{"sched_setscheduler"}, Action: specs.ActErrno, ErrnoRet: &eperm,
+				Args: []specs.LinuxSeccompArg{{Index: 1, Value: schedIdle, Op: specs.OpNotEqual}}},
+			// Its flags are in memory, where no filter sees them; C libraries fall back to clone(2).
+			{Names: []string{"clone3"}, Action: specs.ActErrno, ErrnoRet: &enosys},
 		},
-	}, runtime.GOARCH)
+	}
+	forbid := func(flag, value uint64) {
+		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: []string{"clone"}, Action: specs.ActKillProcess,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: flag, ValueTwo: value, Op: specs.OpMaskedEqual}}})
+	}
+	for _, flag := range neededClone {
+		forbid(flag, 0)
+	}
+	for _, flag := range forbiddenClone {
+		forbid(flag, flag)
+	}
+	f, err := seccomp.Compile(p, runtime.GOARCH)
 	return f.Program, err
 })
 
@@ -186,7 +221,15 @@ func placed(c *vmm.Config) (files []*os.File, inserts []vmm.Disk, err error) {
 // maxPlaced bounds the descriptors that a saved machine is given.
 const maxPlaced = 256
 
+// proceed has the guest go on, when the process has been seen to be confined.
 func (v *machine) proceed(ctx context.Context, inserts []vmm.Disk) error {
+	// An answer shows that the resumer is done, its filter included.
+	if err := v.execute(ctx, "query-status", nil, nil); err != nil {
+		return err
+	}
+	if err := v.verify(); err != nil {
+		return err
+	}
 	for _, d := range inserts {
 		if err := v.Insert(ctx, d); err != nil {
 			return err
@@ -196,8 +239,5 @@ func (v *machine) proceed(ctx context.Context, inserts []vmm.Disk) error {
 	if err := v.Resume(ctx); err != nil {
 		return err
 	}
-	if err := v.thawed(ctx); err != nil {
-		return err
-	}
-	return v.verify()
+	return v.thawed(ctx)
 }

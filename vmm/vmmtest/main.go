@@ -18,9 +18,11 @@ import (
 	"manis/guest/initramfs"
 )
 
-// What the second run of a test binary finds in its environment.
+// SecondRun is set in the environment of a test binary that another one has started.
+const SecondRun = "MANIS_TEST_SECOND_RUN"
+
+// What it finds there besides.
 const (
-	secondRun = "MANIS_TEST_SECOND_RUN"
 	kernelVar = "MANIS_TEST_KERNEL"
 	initrdVar = "MANIS_TEST_INITRD"
 )
@@ -42,13 +44,13 @@ func Main(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	if os.Getenv(secondRun) == "" {
+	if os.Getenv(SecondRun) == "" {
 		if err := buildGuest(dir); err != nil {
 			fmt.Fprintln(os.Stderr, "build the test guest:", err)
 			return 1
 		}
 	}
-	if code := m.Run(); code != 0 || os.Geteuid() != 0 || os.Getenv(secondRun) != "" {
+	if code := m.Run(); code != 0 || os.Geteuid() != 0 || os.Getenv(SecondRun) != "" {
 		return code
 	}
 	if err := again(dir); err != nil {
@@ -88,7 +90,7 @@ func again(dir string) error {
 	}
 	fmt.Println("again as an ordinary user")
 	cmd := exec.Command(program, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + tmp, "HOME=" + tmp, secondRun + "=1",
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + tmp, "HOME=" + tmp, SecondRun + "=1",
 		kernelVar + "=" + os.Getenv(kernelVar), initrdVar + "=" + os.Getenv(initrdVar)}
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}

@@ -3,9 +3,11 @@ package vmmtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,6 +43,8 @@ func (s suite) save(t *testing.T) {
 	if err := v.Insert(t.Context(), vmm.Disk{Serial: "root", ReadOnly: true}); err != nil {
 		t.Fatal("empty the slot:", err)
 	}
+	heap := heapOf(t, v)
+	s.failedSave(t, v, g)
 	saved := s.saveVM(t, v)
 
 	frozen.MemoryFile, frozen.RunDir = "", ""
@@ -78,6 +82,10 @@ func (s suite) save(t *testing.T) {
 	if got := g2.Ask(t, "head /dev/vdb 1"); got != "\x00" {
 		t.Errorf("a disk of the other one holds %q", got)
 	}
+	if got := heapOf(t, one); got != heap {
+		t.Errorf("the kernel believes its heap at %q, it was at %q", got, heap)
+	}
+	filters(t, one)
 	info := one.Info()
 	if info.Version == "" {
 		t.Error("no version")
@@ -174,6 +182,41 @@ func (s suite) saveWithDisks(t *testing.T, c vmm.Config, saved *vmm.Saved) {
 	}
 }
 
+// heapOf returns where the heap of a VM's process begins, as the kernel believes (proc(5): start_brk).
+func heapOf(t *testing.T, v vmm.VM) string {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/", v.Info().PID)
+	maps, err := os.ReadFile(dir + "maps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(maps), "[heap]") {
+		return "none"
+	}
+	stat, err := os.ReadFile(dir + "stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')'):]))[47-2]
+}
+
+// filters checks that the jail's filter of system calls and another one are in force for every thread.
+func filters(t *testing.T, v vmm.VM) {
+	t.Helper()
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", v.Info().PID))
+	if err != nil || len(all) < 3 {
+		t.Fatalf("%d threads, %v", len(all), err)
+	}
+	for _, path := range all {
+		status, err := os.ReadFile(path)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Error(err)
+		} else if err == nil && !strings.Contains(string(status), "Seccomp_filters:\t2\n") {
+			t.Errorf("%s: not two filters:\n%s", path, status)
+		}
+	}
+}
+
 // saveVM saves a VM and ends it.
 func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
 	t.Helper()
@@ -198,7 +241,36 @@ func (s suite) saveVM(t *testing.T, v vmm.VM) *vmm.Saved {
 		t.Fatal(err)
 	}
 	saved.Pages, saved.Resumer = pages.Name(), resumer.Name()
+	var err2 error
+	saved.PagesFile, err = os.Open(saved.Pages)
+	saved.ResumerFile, err2 = os.Open(saved.Resumer)
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		saved.PagesFile.Close()
+		saved.ResumerFile.Close()
+	})
 	return saved
+}
+
+// failedSave saves a VM to a full disk, which is an error and does the VM no harm.
+func (s suite) failedSave(t *testing.T, v vmm.VM, g *Guest) {
+	t.Helper()
+	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	if _, err := v.Save(t.Context(), full, full); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("saved to a full disk: %v", err)
+	}
+	if err := v.Resume(t.Context()); err != nil {
+		t.Fatal("after saving to a full disk:", err)
+	}
+	if got := g.Ask(t, "echo on"); got != "on" {
+		t.Errorf("after saving to a full disk it says %q", got)
+	}
 }
 
 // damagedSave continues what cannot be continued: each is an error that says so.
@@ -212,17 +284,21 @@ func (s suite) damagedSave(t *testing.T, c vmm.Config, saved *vmm.Saved) {
 		t.Fatal(err)
 	}
 	for name, f := range map[string]struct{ pages, resumer []byte }{
-		"no pages":           {nil, resumer},
-		"half of the pages":  {pages[:len(pages)/2], resumer},
-		"no resumer":         {pages, nil},
-		"half of a resumer":  {pages, resumer[:len(resumer)/2]},
-		"noise as a resumer": {pages, bytes.Repeat([]byte("noise"), 1000)},
+		"no pages":             {nil, resumer},
+		"half of the pages":    {pages[:len(pages)/2], resumer},
+		"no resumer":           {pages, nil},
+		"half of a resumer":    {pages, resumer[:len(resumer)/2]},
+		"noise as a resumer":   {pages, bytes.Repeat([]byte("noise"), 1000)},
+		"not what was checked": {pages, resumer},
 	} {
 		dir := t.TempDir()
 		bad := *saved
 		bad.Pages, bad.Resumer = filepath.Join(dir, "pages"), filepath.Join(dir, "resumer")
 		if err := errors.Join(os.WriteFile(bad.Pages, f.pages, 0o444), os.WriteFile(bad.Resumer, f.resumer, 0o555)); err != nil {
 			t.Fatal(err)
+		}
+		if name == "not what was checked" {
+			bad.PagesFile, bad.ResumerFile = saved.PagesFile, saved.ResumerFile
 		}
 		c := c
 		c.Saved, c.RunDir = &bad, t.TempDir()
