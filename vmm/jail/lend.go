@@ -158,31 +158,33 @@ func (l *lender) serve() {
 			continue
 		}
 		var n notification
-		if notify(l.listener, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)) != nil {
+		if _, err := notify(l.listener, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != nil {
 			continue // it has been killed meanwhile
-		}
-		if f := l.asked(&n); f != nil {
-			a := addition{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, source: uint32(f.Fd())}
-			err := notify(l.listener, addFD, unsafe.Pointer(&a))
-			f.Close()
-			if err == nil {
-				continue
-			}
 		}
 		// Nothing else is decided here: the call goes on, and meets the mounts.
 		r := response{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
+		if f := l.asked(&n); f != nil {
+			// Two steps. With SECCOMP_ADDFD_FLAG_SEND it would be one, but when a signal
+			// interrupts that the kernel has the call return 0, which is another descriptor.
+			a := addition{id: n.id, source: uint32(f.Fd())}
+			fd, err := notify(l.listener, addFD, unsafe.Pointer(&a))
+			f.Close()
+			if err == nil {
+				r = response{id: n.id, val: int64(fd)}
+			}
+		}
 		notify(l.listener, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&r))
 	}
 }
 
-func notify(fd int, request uintptr, arg unsafe.Pointer) error {
+func notify(fd int, request uintptr, arg unsafe.Pointer) (uintptr, error) {
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
 		if errno == 0 {
-			return nil
+			return r, nil
 		}
 		if errno != unix.EINTR {
-			return errno
+			return 0, errno
 		}
 	}
 }
