@@ -106,7 +106,7 @@ func save(pid int, pages, resumer io.Writer, o Options) error {
 	p := &plan{base: newBase(areas)}
 	// The kernel's areas first: they must not be mapped over before they are moved.
 	p.kernels(areas)
-	if err := p.memory(t, withoutResumer(areas, earlier), o.Given, file); err != nil {
+	if err := p.memory(t, withoutResumer(areas, earlier), o.Given, layout.startArgs, file); err != nil {
 		return err
 	}
 	p.layout(layout)
@@ -267,7 +267,7 @@ const (
 var zeroPage [pageSize]byte
 
 // memory writes the content of every mapping to file and adds the steps that map it.
-func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) error {
+func (p *plan) memory(t *tracee, areas []area, given []int, words uint64, file *os.File) error {
 	p.call("bound memory", unix.SYS_PRCTL, unix.PR_SET_THP_DISABLE, 1).flags = mayFail
 	lowest := 0
 	for slices.Contains(given, lowest) {
@@ -292,7 +292,7 @@ func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) error
 				start = max(start, areas[i-1].end)
 			}
 		}
-		if err := p.area(t, a, start, w); err != nil {
+		if err := p.area(t, a, start, words, w); err != nil {
 			return err
 		}
 	}
@@ -307,8 +307,9 @@ func (p *plan) memory(t *tracee, areas []area, given []int, file *os.File) error
 }
 
 // area adds one mapping. Where it is to be there may be the stack that the kernel has given to the resumer, which
-// has no more use for it.
-func (p *plan) area(t *tracee, a area, start uint64, w *pageWriter) error {
+// has no more use for it. What holds the words of the process's command line is copied: /proc/PID/cmdline
+// does not show words that lie in a file.
+func (p *plan) area(t *tracee, a area, start, words uint64, w *pageWriter) error {
 	const private = unix.MAP_PRIVATE | unix.MAP_NORESERVE | unix.MAP_FIXED
 	what := "map memory"
 	if a.name != "" {
@@ -326,6 +327,12 @@ func (p *plan) area(t *tracee, a area, start uint64, w *pageWriter) error {
 		p.call(what, unix.SYS_MMAP, start, a.end-start, uint64(a.prot), private|unix.MAP_ANONYMOUS, none)
 	}
 	for _, piece := range pieces {
+		if n := piece.end - piece.start; piece.start <= words && words < piece.end && n < stackRoom && a.prot&unix.PROT_WRITE != 0 {
+			p.call(what, unix.SYS_MMAP, piece.start, n, uint64(a.prot), private|unix.MAP_ANONYMOUS, ^uint64(0))
+			s := p.call(what, unix.SYS_PREAD64, pagesFD, piece.start, n, uint64(piece.offset))
+			s.flags, s.wanted = checked, n
+			continue
+		}
 		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), private, pagesFD, uint64(piece.offset))
 	}
 	return nil

@@ -87,6 +87,9 @@ func (s suite) save(t *testing.T) {
 	}
 	filters(t, one)
 	info := one.Info()
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", info.PID)); err != nil || !bytes.Contains(b, []byte("-machine")) {
+		t.Errorf("its command line is %q, %v", b, err)
+	}
 	if info.Version == "" {
 		t.Error("no version")
 	}
