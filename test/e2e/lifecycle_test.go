@@ -18,7 +18,7 @@ func TestLifecycle(t *testing.T) {
 	w.load("box")
 	cid := filepath.Join(w.dir, "cid")
 	id := w.ok("create", "--name", "c", "--cidfile", cid, "-l", "colour=blue", "-l", "empty", "--stop-timeout", "1", "box",
-		"sh", "-c", "echo begun; trap 'echo told; exit 3' TERM; while :; do sleep 0.1; done")
+		"sh", "-c", "trap 'echo told; exit 3' TERM; echo begun; while :; do sleep 0.1; done")
 	if b, err := os.ReadFile(cid); err != nil || string(b) != id || len(id) != 64 {
 		t.Errorf("id %q, in the file %q, %v", id, b, err)
 	}
@@ -93,7 +93,7 @@ func TestLifecycle(t *testing.T) {
 	})
 	t.Run("top", func(t *testing.T) {
 		out := w.in(t).ok("top", "c")
-		if lines := strings.Split(out, "\n"); len(lines) < 2 || !strings.Contains(lines[0], "PID") || !strings.Contains(out, "sh -c echo begun") || !strings.Contains(out, "root") {
+		if lines := strings.Split(out, "\n"); len(lines) < 2 || !strings.Contains(lines[0], "PID") || !strings.Contains(out, "sh -c trap") || !strings.Contains(out, "root") {
 			t.Errorf("top:\n%s", out)
 		}
 	})
@@ -184,6 +184,8 @@ func TestLifecycle(t *testing.T) {
 	t.Run("signals", func(t *testing.T) {
 		w := w.in(t)
 		w.fails(1, "SIGNOPE", "kill", "-s", "SIGNOPE", "c")
+		// Before its trap is set, a container's first process is deaf to the signal.
+		eventually(t, "the trap to be set", func() bool { return strings.HasSuffix(w.ok("logs", "c"), "begun") })
 		p := w.begin("", "wait", "c")
 		w.ok("kill", "-s", "TERM", "c")
 		if r := p.wait(); r.stdout != "3\n" {
