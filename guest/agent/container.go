@@ -111,6 +111,9 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 	if r.Process == nil || len(r.Process.Args) == 0 {
 		return nil, fail(codes.InvalidArgument, errors.New("no command given"))
 	}
+	if len(r.StartHooks) > maxHooks {
+		return nil, fail(codes.InvalidArgument, fmt.Errorf("more than %d hooks", maxHooks))
+	}
 	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process)}
 	s.mu.Lock()
 	switch {
@@ -149,6 +152,12 @@ func (c *container) create(t *tracer) error {
 		return err
 	}
 	if err := c.limit(r.Resources); err != nil {
+		return err
+	}
+	if err := c.checkUsers(); err != nil {
+		return err
+	}
+	if err := c.delegate(); err != nil {
 		return err
 	}
 	t.mark("cgroup")
@@ -209,6 +218,9 @@ func (c *container) build(t *tracer) error {
 	}
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := makeTime(r.Time); err != nil {
+		return err
 	}
 	if r.SharePid {
 		if err := joinSandboxPids(c.pids); err != nil {
