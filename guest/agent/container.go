@@ -171,6 +171,9 @@ func (c *container) create(t *tracer) error {
 			return err
 		}
 	}
+	if err := c.makeVolumes(); err != nil {
+		return err
+	}
 	c.thread = newThread()
 	return c.thread.do(func() error { return c.build(t) })
 }
