@@ -18,6 +18,7 @@ import (
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
+	"manis/snapshot"
 	"manis/storage"
 	"manis/template"
 	"manis/trace"
@@ -84,8 +85,13 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if m.state.Continued || m.copying {
 		from = "" // only a container's first round goes on from it
 	}
+	var saved *snapshot.Snapshot
 	if from != "" {
-		if err := m.fork(ctx, from); err != nil {
+		if saved, err = snapshot.Open(m.places.Snapshots()).Use(from); err != nil {
+			return b, err
+		}
+		defer saved.Close()
+		if err := m.fork(ctx, saved); err != nil {
 			return b, err
 		}
 	}
@@ -98,8 +104,8 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if err := m.connect(ctx, b, &cfg, &env); err != nil {
 		return b, err
 	}
-	if from != "" {
-		return b, m.goOn(ctx, b, &cfg, from)
+	if saved != nil {
+		return b, m.goOn(ctx, b, &cfg, saved)
 	}
 	if b.request, err = spec.Build(m.cfg, env); err != nil {
 		return b, err
