@@ -117,16 +117,15 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if err := m.template(ctx, b, &cfg, driver); err != nil {
 		return b, err
 	}
-	b.sandbox, err = sandbox.Start(ctx, cfg)
-	if cfg.VM.Saved != nil && errors.Is(err, vmm.ErrRejected) {
-		reason := err
-		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", reason)
-		cfg.VM.Saved, cfg.VM.Frozen = nil, b.template.Frozen()
-		b.boot = "template " + b.template.Info.Key
-		// Where nothing can be started it is not the saved machine's fault.
-		if b.sandbox, err = sandbox.Start(ctx, cfg); err == nil {
-			b.template.Distrust(reason)
-		}
+	if b.template == nil {
+		b.sandbox, err = sandbox.Start(ctx, cfg)
+		return b, err
+	}
+	var exercised bool
+	b.sandbox, exercised, err = startClone(ctx, cfg, b.template)
+	b.boot = "template " + b.template.Info.Key
+	if exercised {
+		b.boot += ", exercised"
 	}
 	return b, err
 }

@@ -298,8 +298,7 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	vm.RunDir = s.dir
-	vm.Saved = t.Saved()
+	vm.RunDir, vm.CodeCache = s.dir, standbyCode
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
@@ -307,22 +306,10 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	}
 	s.guest = stack.Guest()
 	stack.Close()
-	start := func() (*sandbox.Sandbox, error) {
-		if vm.Saved == nil {
-			vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
-		}
-		return sandbox.Start(ctx, sandbox.Config{
-			Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
-			Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
-		})
-	}
-	s.sandbox, err = start()
-	if reason := err; vm.Saved != nil && errors.Is(reason, vmm.ErrRejected) {
-		vm.Saved = nil
-		if s.sandbox, err = start(); err == nil {
-			t.Distrust(reason)
-		}
-	}
+	s.sandbox, _, err = startClone(ctx, sandbox.Config{
+		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
+	}, t)
 	return s, err
 }
 

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -73,19 +74,33 @@ func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config,
 		return nil
 	}
 	b.later(t.Close)
-	b.template, b.boot = t, "template "+t.Info.Key
-	if vm.Saved = t.Saved(); vm.Saved != nil {
-		b.boot += ", exercised"
-	} else {
-		vm.Frozen = t.Frozen()
-		if !t.Built {
-			// The second start of a size: there may be more.
-			exerciseLater(m.places, t, m.cfg)
-		}
+	b.template = t
+	if t.Saved() == nil && !t.Built {
+		// The second start of a size: there may be more.
+		exerciseLater(m.places, t, m.cfg)
 	}
 	cfg.VM = vm
 	if cfg.MAC == "" {
 		cfg.MAC = templateMAC
 	}
 	return nil
+}
+
+// startClone starts a machine that goes on from a template: from the saved one, when there is one that can be
+// continued, else from the frozen one. exercised says which it was.
+func startClone(ctx context.Context, cfg sandbox.Config, t *template.Template) (s *sandbox.Sandbox, exercised bool, err error) {
+	var rejected error
+	if cfg.VM.Saved = t.Saved(); cfg.VM.Saved != nil {
+		if s, err = sandbox.Start(ctx, cfg); err == nil || !errors.Is(err, vmm.ErrRejected) {
+			return s, true, err
+		}
+		rejected = err
+		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", rejected)
+	}
+	cfg.VM.Saved, cfg.VM.Frozen = nil, t.Frozen()
+	// Where nothing can be started it is not the saved machine's fault.
+	if s, err = sandbox.Start(ctx, cfg); err == nil && rejected != nil {
+		t.Distrust(rejected)
+	}
+	return s, false, err
 }
