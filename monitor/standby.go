@@ -16,6 +16,7 @@ import (
 
 	"manis/api/agent"
 	"manis/container"
+	"manis/host/priority"
 	"manis/network"
 	"manis/place"
 	"manis/pool"
@@ -330,14 +331,8 @@ func (s *Standby) release() {
 // hurry gives the machine the scheduling of ordinary processes: it was made when nobody else
 // wanted the processor.
 func (s *Standby) hurry() {
-	for _, pid := range []int{os.Getpid(), s.sandbox.VM().Info().PID} {
-		tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		for _, t := range tasks {
-			if tid, err := strconv.Atoi(t.Name()); err == nil {
-				unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
-			}
-		}
-	}
+	priority.Give(os.Getpid(), priority.Ordinary)
+	priority.Give(s.sandbox.VM().Info().PID, priority.Ordinary)
 }
 
 // claimed makes the machine that has waited this container's, if there is one that still works.
