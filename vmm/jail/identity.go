@@ -49,6 +49,10 @@ func identify(c *Config) identity {
 	}
 	id := identity{root: true, uid: c.User, gid: c.User}
 	for _, s := range c.Shares {
+		if s.Grows {
+			id.every, id.uid, id.gid = true, 0, 0
+			id.caps |= writeFiles
+		}
 		for _, e := range s.Entries {
 			id.every, id.uid, id.gid = true, 0, 0
 			if e.ReadOnly {

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,8 @@ type File struct {
 type Share struct {
 	Name    string
 	Entries []Entry
+	// Grows: entries may be added while the process runs, writable ones too.
+	Grows bool
 }
 
 // Entry is one host directory or file of a Share.
@@ -94,6 +97,7 @@ type Process struct {
 	// entries are the names in the root directory.
 	entries []string
 	// readOnly says of every share's mount point whether it is.
+	mu        sync.Mutex
 	readOnly  map[string]bool
 	group     *group
 	groupless string // why there is no group
@@ -401,7 +405,7 @@ func (r *room) place(inside string) string {
 }
 
 func hasEntries(shares []Share) bool {
-	return slices.ContainsFunc(shares, func(s Share) bool { return len(s.Entries) > 0 })
+	return slices.ContainsFunc(shares, func(s Share) bool { return len(s.Entries) > 0 || s.Grows })
 }
 
 func sortedKeys(m map[string]string) []string {
