@@ -20,7 +20,6 @@ import (
 	"manis/sandbox"
 	"manis/snapshot"
 	"manis/storage"
-	"manis/template"
 	"manis/trace"
 	"manis/vmm"
 	"manis/vmm/qemu"
@@ -38,15 +37,14 @@ const (
 // machine is a booted sandbox with the request for the container in it, and
 // what must be released after it.
 type machine struct {
-	sandbox  *sandbox.Sandbox
-	request  *agent.CreateContainerRequest
-	ports    []container.Port
-	address  string
-	gateway  string
-	mac      string
-	boot     string             // see container.State
-	template *template.Template // when it is from one
-	setup    *agent.SetupRequest
+	sandbox *sandbox.Sandbox
+	request *agent.CreateContainerRequest
+	ports   []container.Port
+	address string
+	gateway string
+	mac     string
+	boot    string // see container.State
+	setup   *agent.SetupRequest
 	// continued: the container is in it already, and hook is to be run there.
 	continued bool
 	hook      []string
@@ -114,20 +112,13 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if m.claimed(ctx, b, &cfg) {
 		return b, nil
 	}
-	if err := m.template(ctx, b, &cfg, driver); err != nil {
+	started, err := Start(ctx, m.places, m.cfg, cfg, driver)
+	if err != nil {
 		return b, err
 	}
-	if b.template == nil {
-		b.sandbox, err = sandbox.Start(ctx, cfg)
-		return b, err
-	}
-	var exercised bool
-	b.sandbox, exercised, err = startClone(ctx, cfg, b.template)
-	b.boot = "template " + b.template.Info.Key
-	if exercised {
-		b.boot += ", exercised"
-	}
-	return b, err
+	b.later(started.Release)
+	b.sandbox, b.boot = started.Sandbox, started.Boot
+	return b, nil
 }
 
 // Machine is the machine that a container of this configuration gets, without its
