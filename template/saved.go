@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/image/lockfile"
+	"manis/template/draft"
 	"manis/vmm"
 )
 
@@ -216,20 +217,20 @@ func (s *Store) WantsSaving(t *Template) bool {
 }
 
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
-	s.sweepRests()
-	tmp, remove, err := s.aside()
+	draft.Sweep(s.dir)
+	d, err := draft.New(s.dir)
 	if err != nil {
 		return err
 	}
-	defer remove()
-	if err := WriteSaved(ctx, tmp, exercise); err != nil {
+	defer d.Close()
+	if err := WriteSaved(ctx, d.Dir, exercise); err != nil {
 		return err
 	}
 	// One of an earlier boot, or a damaged one, is in the way.
 	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Rename(tmp, dir)
+	return os.Rename(d.Dir, dir)
 }
 
 // WriteSaved has a machine saved into a directory of this user's alone.
