@@ -86,6 +86,8 @@ type Template struct {
 	memory *os.File
 	state  *os.File
 	saved  *Machine
+	// savedErr is why there is none.
+	savedErr error
 }
 
 // Frozen is what a clone starts from. The state's file is the template's, and only one
@@ -209,9 +211,7 @@ func (s *Store) open(key string) (*Template, error) {
 		t.Close()
 		return nil, fmt.Errorf("use template: %w", err)
 	}
-	if t.saved, err = OpenSaved(filepath.Join(dir, savedName)); err != nil {
-		t.saved = nil // it is made anew
-	}
+	t.saved, t.savedErr = OpenSaved(filepath.Join(dir, savedName)) // without, it is made anew
 	now := time.Now()
 	os.Chtimes(filepath.Join(dir, infoName), now, now) // when it was last used
 	return t, nil
