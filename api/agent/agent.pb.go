@@ -597,7 +597,22 @@ type CreateContainerRequest struct {
 	NoDefaultMounts bool `protobuf:"varint,19,opt,name=no_default_mounts,json=noDefaultMounts,proto3" json:"no_default_mounts,omitempty"`
 	// Nothing that the container writes outlives the machine: its disks need not be
 	// synced when it ends.
-	Ephemeral     bool `protobuf:"varint,20,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral bool `protobuf:"varint,20,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// Ids of a user namespace of the container, given in the machine's ids: those of
+	// files on disks and shares. With mappings every id above (user, groups, owners of
+	// devices, uid= and gid= of a tmpfs) is one of the namespace. Both or none.
+	UidMappings []*IDMapping `protobuf:"bytes,21,rep,name=uid_mappings,json=uidMappings,proto3" json:"uid_mappings,omitempty"`
+	GidMappings []*IDMapping `protobuf:"bytes,22,rep,name=gid_mappings,json=gidMappings,proto3" json:"gid_mappings,omitempty"`
+	// A time namespace; absent: the machine's clocks.
+	Time *TimeNamespace `protobuf:"bytes,23,opt,name=time,proto3" json:"time,omitempty"`
+	// Run one after the other in the container's namespaces, as the container's user,
+	// after its mounts are made and before the first process executes. The first that fails
+	// fails StartContainer.
+	StartHooks []*Hook `protobuf:"bytes,24,rep,name=start_hooks,json=startHooks,proto3" json:"start_hooks,omitempty"`
+	// What hooks read from their standard input: the container's state as JSON (runtime-spec,
+	// "State"), an object without the members id and pid, which the agent adds. It is
+	// not parsed; empty is "{}".
+	HookState     string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -772,9 +787,243 @@ func (x *CreateContainerRequest) GetEphemeral() bool {
 	return false
 }
 
+func (x *CreateContainerRequest) GetUidMappings() []*IDMapping {
+	if x != nil {
+		return x.UidMappings
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetGidMappings() []*IDMapping {
+	if x != nil {
+		return x.GidMappings
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetTime() *TimeNamespace {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetStartHooks() []*Hook {
+	if x != nil {
+		return x.StartHooks
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetHookState() string {
+	if x != nil {
+		return x.HookState
+	}
+	return ""
+}
+
+type IDMapping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   uint32                 `protobuf:"varint,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	MachineId     uint32                 `protobuf:"varint,2,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	Size          uint32                 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDMapping) Reset() {
+	*x = IDMapping{}
+	mi := &file_api_agent_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDMapping) ProtoMessage() {}
+
+func (x *IDMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
+func (*IDMapping) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IDMapping) GetContainerId() uint32 {
+	if x != nil {
+		return x.ContainerId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetMachineId() uint32 {
+	if x != nil {
+		return x.MachineId
+	}
+	return 0
+}
+
+func (x *IDMapping) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// TimeNamespace holds what is added to the machine's clocks.
+type TimeNamespace struct {
+	state                protoimpl.MessageState `protogen:"open.v1"`
+	MonotonicSeconds     int64                  `protobuf:"varint,1,opt,name=monotonic_seconds,json=monotonicSeconds,proto3" json:"monotonic_seconds,omitempty"`
+	MonotonicNanoseconds uint32                 `protobuf:"varint,2,opt,name=monotonic_nanoseconds,json=monotonicNanoseconds,proto3" json:"monotonic_nanoseconds,omitempty"`
+	BoottimeSeconds      int64                  `protobuf:"varint,3,opt,name=boottime_seconds,json=boottimeSeconds,proto3" json:"boottime_seconds,omitempty"`
+	BoottimeNanoseconds  uint32                 `protobuf:"varint,4,opt,name=boottime_nanoseconds,json=boottimeNanoseconds,proto3" json:"boottime_nanoseconds,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *TimeNamespace) Reset() {
+	*x = TimeNamespace{}
+	mi := &file_api_agent_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TimeNamespace) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TimeNamespace) ProtoMessage() {}
+
+func (x *TimeNamespace) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TimeNamespace.ProtoReflect.Descriptor instead.
+func (*TimeNamespace) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TimeNamespace) GetMonotonicSeconds() int64 {
+	if x != nil {
+		return x.MonotonicSeconds
+	}
+	return 0
+}
+
+func (x *TimeNamespace) GetMonotonicNanoseconds() uint32 {
+	if x != nil {
+		return x.MonotonicNanoseconds
+	}
+	return 0
+}
+
+func (x *TimeNamespace) GetBoottimeSeconds() int64 {
+	if x != nil {
+		return x.BoottimeSeconds
+	}
+	return 0
+}
+
+func (x *TimeNamespace) GetBoottimeNanoseconds() uint32 {
+	if x != nil {
+		return x.BoottimeNanoseconds
+	}
+	return 0
+}
+
+type Hook struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // absolute, of the container
+	// With the name first, as for execve; empty: the path alone.
+	Args []string `protobuf:"bytes,2,rep,name=args,proto3" json:"args,omitempty"`
+	Env  []string `protobuf:"bytes,3,rep,name=env,proto3" json:"env,omitempty"`
+	// Killed after so long; 0 is no limit.
+	TimeoutSeconds uint32 `protobuf:"varint,4,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Hook) Reset() {
+	*x = Hook{}
+	mi := &file_api_agent_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hook) ProtoMessage() {}
+
+func (x *Hook) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hook.ProtoReflect.Descriptor instead.
+func (*Hook) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Hook) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Hook) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *Hook) GetEnv() []string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *Hook) GetTimeoutSeconds() uint32 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
 type RootFS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Serial of the virtio-blk disk with the EROFS image.
+	// Serial of the virtio-blk disk with the EROFS image. Empty with a share.
 	Disk string `protobuf:"bytes,1,opt,name=disk,proto3" json:"disk,omitempty"`
 	// dm-verity of that disk. Empty root_hash: mounted unchecked.
 	Verity   *Verity `protobuf:"bytes,2,opt,name=verity,proto3" json:"verity,omitempty"`
@@ -782,14 +1031,17 @@ type RootFS struct {
 	// Writable layer: an ext4 disk by serial, or if empty a tmpfs.
 	ScratchDisk string `protobuf:"bytes,4,opt,name=scratch_disk,json=scratchDisk,proto3" json:"scratch_disk,omitempty"`
 	// Limit of the tmpfs in bytes; 0 means half of the VM's memory.
-	TmpfsBytes    uint64 `protobuf:"varint,5,opt,name=tmpfs_bytes,json=tmpfsBytes,proto3" json:"tmpfs_bytes,omitempty"`
+	TmpfsBytes uint64 `protobuf:"varint,5,opt,name=tmpfs_bytes,json=tmpfsBytes,proto3" json:"tmpfs_bytes,omitempty"`
+	// TAG/ENTRY of a 9p share: the root filesystem itself, live, without image, check or
+	// writable layer. Of the other fields only readonly counts.
+	Share         string `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1053,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1066,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RootFS) GetDisk() string {
@@ -852,6 +1104,13 @@ func (x *RootFS) GetTmpfsBytes() uint64 {
 	return 0
 }
 
+func (x *RootFS) GetShare() string {
+	if x != nil {
+		return x.Share
+	}
+	return ""
+}
+
 type Verity struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	RootHash       string                 `protobuf:"bytes,1,opt,name=root_hash,json=rootHash,proto3" json:"root_hash,omitempty"` // hex
@@ -868,7 +1127,7 @@ type Verity struct {
 
 func (x *Verity) Reset() {
 	*x = Verity{}
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1139,7 @@ func (x *Verity) String() string {
 func (*Verity) ProtoMessage() {}
 
 func (x *Verity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1152,7 @@ func (x *Verity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verity.ProtoReflect.Descriptor instead.
 func (*Verity) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Verity) GetRootHash() string {
@@ -951,7 +1210,8 @@ type Mount struct {
 	// A filesystem type (proc, sysfs, tmpfs, devpts, mqueue, cgroup2);
 	// "share": source is TAG/ENTRY of a 9p share; "disk": source is the serial of a disk
 	// with ext4 or EROFS; "bind": source names a directory in memory that the
-	// sandbox's containers share, made on first use.
+	// sandbox's containers share, made on first use: with options of a tmpfs (size=, mode=)
+	// as a filesystem of its own, which those of the first use hold for.
 	Type   string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	// As in fstab and the OCI runtime-spec: ro, nosuid, size=..., rbind,
@@ -969,7 +1229,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -981,7 +1241,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -994,7 +1254,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Mount) GetDestination() string {
@@ -1056,7 +1316,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1068,7 +1328,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1081,7 +1341,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Device) GetPath() string {
@@ -1151,7 +1411,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1423,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1436,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *File) GetPath() string {
@@ -1225,7 +1485,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1497,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1510,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -1336,7 +1596,7 @@ type DeviceRule struct {
 
 func (x *DeviceRule) Reset() {
 	*x = DeviceRule{}
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1608,7 @@ func (x *DeviceRule) String() string {
 func (*DeviceRule) ProtoMessage() {}
 
 func (x *DeviceRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1621,7 @@ func (x *DeviceRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRule.ProtoReflect.Descriptor instead.
 func (*DeviceRule) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DeviceRule) GetAllow() bool {
@@ -1428,16 +1688,25 @@ type Process struct {
 	// and may be the same token: one stream both ways. The host's Close of stdin
 	// is the process's end of input; its Close of an output stream before that has
 	// ended says that nobody listens: the rest is read and thrown away.
-	Stdin         uint64 `protobuf:"varint,19,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout        uint64 `protobuf:"varint,20,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        uint64 `protobuf:"varint,21,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Stdin  uint64 `protobuf:"varint,19,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout uint64 `protobuf:"varint,20,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr uint64 `protobuf:"varint,21,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// Absent: as the agent's, SCHED_OTHER with nice 0.
+	Scheduler *Scheduler `protobuf:"bytes,22,opt,name=scheduler,proto3" json:"scheduler,omitempty"`
+	// As for ioprio_set(2): class << 13 | priority. 0 leaves it to the kernel.
+	IoPriority uint32 `protobuf:"varint,23,opt,name=io_priority,json=ioPriority,proto3" json:"io_priority,omitempty"`
+	// CPUs that the process may run on, bit n of byte n/8 for CPU n. Empty: all
+	// of its cgroup's. One of them must be among those.
+	CpuAffinity []byte `protobuf:"bytes,24,opt,name=cpu_affinity,json=cpuAffinity,proto3" json:"cpu_affinity,omitempty"`
+	// As for personality(2); 0 is that of the machine, 8 is PER_LINUX32.
+	Personality   uint32 `protobuf:"varint,25,opt,name=personality,proto3" json:"personality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1449,7 +1718,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1462,7 +1731,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Process) GetArgs() []string {
@@ -1612,6 +1881,127 @@ func (x *Process) GetStderr() uint64 {
 	return 0
 }
 
+func (x *Process) GetScheduler() *Scheduler {
+	if x != nil {
+		return x.Scheduler
+	}
+	return nil
+}
+
+func (x *Process) GetIoPriority() uint32 {
+	if x != nil {
+		return x.IoPriority
+	}
+	return 0
+}
+
+func (x *Process) GetCpuAffinity() []byte {
+	if x != nil {
+		return x.CpuAffinity
+	}
+	return nil
+}
+
+func (x *Process) GetPersonality() uint32 {
+	if x != nil {
+		return x.Personality
+	}
+	return 0
+}
+
+// Scheduler is struct sched_attr of sched_setattr(2).
+type Scheduler struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        uint32                 `protobuf:"varint,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Flags         uint64                 `protobuf:"varint,2,opt,name=flags,proto3" json:"flags,omitempty"`
+	Nice          int32                  `protobuf:"varint,3,opt,name=nice,proto3" json:"nice,omitempty"`
+	Priority      uint32                 `protobuf:"varint,4,opt,name=priority,proto3" json:"priority,omitempty"`
+	RuntimeNs     uint64                 `protobuf:"varint,5,opt,name=runtime_ns,json=runtimeNs,proto3" json:"runtime_ns,omitempty"`
+	DeadlineNs    uint64                 `protobuf:"varint,6,opt,name=deadline_ns,json=deadlineNs,proto3" json:"deadline_ns,omitempty"`
+	PeriodNs      uint64                 `protobuf:"varint,7,opt,name=period_ns,json=periodNs,proto3" json:"period_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Scheduler) Reset() {
+	*x = Scheduler{}
+	mi := &file_api_agent_agent_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Scheduler) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Scheduler) ProtoMessage() {}
+
+func (x *Scheduler) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Scheduler.ProtoReflect.Descriptor instead.
+func (*Scheduler) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Scheduler) GetPolicy() uint32 {
+	if x != nil {
+		return x.Policy
+	}
+	return 0
+}
+
+func (x *Scheduler) GetFlags() uint64 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Scheduler) GetNice() int32 {
+	if x != nil {
+		return x.Nice
+	}
+	return 0
+}
+
+func (x *Scheduler) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Scheduler) GetRuntimeNs() uint64 {
+	if x != nil {
+		return x.RuntimeNs
+	}
+	return 0
+}
+
+func (x *Scheduler) GetDeadlineNs() uint64 {
+	if x != nil {
+		return x.DeadlineNs
+	}
+	return 0
+}
+
+func (x *Scheduler) GetPeriodNs() uint64 {
+	if x != nil {
+		return x.PeriodNs
+	}
+	return 0
+}
+
 // Capabilities by name, "CAP_CHOWN". The named sets are exactly what the
 // process gets.
 type Capabilities struct {
@@ -1627,7 +2017,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1639,7 +2029,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1652,7 +2042,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Capabilities) GetBounding() []string {
@@ -1701,7 +2091,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1713,7 +2103,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1726,7 +2116,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Rlimit) GetType() string {
@@ -1760,7 +2150,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +2162,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +2175,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateContainerResponse) GetSpans() []*Span {
@@ -1806,7 +2196,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +2208,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +2221,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Span) GetName() string {
@@ -1864,7 +2254,7 @@ type ContainerRef struct {
 
 func (x *ContainerRef) Reset() {
 	*x = ContainerRef{}
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2266,7 @@ func (x *ContainerRef) String() string {
 func (*ContainerRef) ProtoMessage() {}
 
 func (x *ContainerRef) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2279,7 @@ func (x *ContainerRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRef.ProtoReflect.Descriptor instead.
 func (*ContainerRef) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ContainerRef) GetId() string {
@@ -1912,7 +2302,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2314,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2327,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -1972,7 +2362,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1984,7 +2374,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1997,7 +2387,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -2032,7 +2422,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2044,7 +2434,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2057,7 +2447,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -2084,7 +2474,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2486,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2499,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -2142,7 +2532,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2544,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2557,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -2217,7 +2607,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2229,7 +2619,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2242,7 +2632,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -2285,7 +2675,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2687,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2700,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -2351,7 +2741,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2753,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2766,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -2418,7 +2808,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2430,7 +2820,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2443,7 +2833,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -2567,7 +2957,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2579,7 +2969,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2592,7 +2982,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -2618,7 +3008,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2630,7 +3020,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2643,7 +3033,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -2714,7 +3104,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2726,7 +3116,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2739,7 +3129,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CopyOutRequest) GetId() string {
@@ -2785,7 +3175,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +3187,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +3200,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -2873,7 +3263,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2885,7 +3275,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2898,7 +3288,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CopyInRequest) GetId() string {
@@ -2989,7 +3379,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
 	"\agateway\x18\x02 \x01(\tR\agateway\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xe2\x06\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xe7\b\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -3015,17 +3405,40 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"privileged\x18\x12 \x01(\bR\n" +
 	"privileged\x12*\n" +
 	"\x11no_default_mounts\x18\x13 \x01(\bR\x0fnoDefaultMounts\x12\x1c\n" +
-	"\tephemeral\x18\x14 \x01(\bR\tephemeral\x1a:\n" +
+	"\tephemeral\x18\x14 \x01(\bR\tephemeral\x12<\n" +
+	"\fuid_mappings\x18\x15 \x03(\v2\x19.manis.agent.v1.IDMappingR\vuidMappings\x12<\n" +
+	"\fgid_mappings\x18\x16 \x03(\v2\x19.manis.agent.v1.IDMappingR\vgidMappings\x121\n" +
+	"\x04time\x18\x17 \x01(\v2\x1d.manis.agent.v1.TimeNamespaceR\x04time\x125\n" +
+	"\vstart_hooks\x18\x18 \x03(\v2\x14.manis.agent.v1.HookR\n" +
+	"startHooks\x12\x1d\n" +
+	"\n" +
+	"hook_state\x18\x19 \x01(\tR\thookState\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xac\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
+	"\tIDMapping\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x02 \x01(\rR\tmachineId\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\rR\x04size\"\xcf\x01\n" +
+	"\rTimeNamespace\x12+\n" +
+	"\x11monotonic_seconds\x18\x01 \x01(\x03R\x10monotonicSeconds\x123\n" +
+	"\x15monotonic_nanoseconds\x18\x02 \x01(\rR\x14monotonicNanoseconds\x12)\n" +
+	"\x10boottime_seconds\x18\x03 \x01(\x03R\x0fboottimeSeconds\x121\n" +
+	"\x14boottime_nanoseconds\x18\x04 \x01(\rR\x13boottimeNanoseconds\"i\n" +
+	"\x04Hook\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
+	"\x03env\x18\x03 \x03(\tR\x03env\x12'\n" +
+	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xc2\x01\n" +
 	"\x06RootFS\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12.\n" +
 	"\x06verity\x18\x02 \x01(\v2\x16.manis.agent.v1.VerityR\x06verity\x12\x1a\n" +
 	"\breadonly\x18\x03 \x01(\bR\breadonly\x12!\n" +
 	"\fscratch_disk\x18\x04 \x01(\tR\vscratchDisk\x12\x1f\n" +
 	"\vtmpfs_bytes\x18\x05 \x01(\x04R\n" +
-	"tmpfsBytes\"\xed\x01\n" +
+	"tmpfsBytes\x12\x14\n" +
+	"\x05share\x18\x06 \x01(\tR\x05share\"\xed\x01\n" +
 	"\x06Verity\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12(\n" +
@@ -3079,7 +3492,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
 	"\x05major\x18\x03 \x01(\x03R\x05major\x12\x14\n" +
 	"\x05minor\x18\x04 \x01(\x03R\x05minor\x12\x16\n" +
-	"\x06access\x18\x05 \x01(\tR\x06access\"\x87\x05\n" +
+	"\x06access\x18\x05 \x01(\tR\x06access\"\xa6\x06\n" +
 	"\aProcess\x12\x12\n" +
 	"\x04args\x18\x01 \x03(\tR\x04args\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x10\n" +
@@ -3102,8 +3515,23 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\room_score_adj\x18\x12 \x01(\x05R\voomScoreAdj\x12\x14\n" +
 	"\x05stdin\x18\x13 \x01(\x04R\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x14 \x01(\x04R\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x15 \x01(\x04R\x06stderrB\b\n" +
-	"\x06_umask\"\xa2\x01\n" +
+	"\x06stderr\x18\x15 \x01(\x04R\x06stderr\x127\n" +
+	"\tscheduler\x18\x16 \x01(\v2\x19.manis.agent.v1.SchedulerR\tscheduler\x12\x1f\n" +
+	"\vio_priority\x18\x17 \x01(\rR\n" +
+	"ioPriority\x12!\n" +
+	"\fcpu_affinity\x18\x18 \x01(\fR\vcpuAffinity\x12 \n" +
+	"\vpersonality\x18\x19 \x01(\rR\vpersonalityB\b\n" +
+	"\x06_umask\"\xc6\x01\n" +
+	"\tScheduler\x12\x16\n" +
+	"\x06policy\x18\x01 \x01(\rR\x06policy\x12\x14\n" +
+	"\x05flags\x18\x02 \x01(\x04R\x05flags\x12\x12\n" +
+	"\x04nice\x18\x03 \x01(\x05R\x04nice\x12\x1a\n" +
+	"\bpriority\x18\x04 \x01(\rR\bpriority\x12\x1d\n" +
+	"\n" +
+	"runtime_ns\x18\x05 \x01(\x04R\truntimeNs\x12\x1f\n" +
+	"\vdeadline_ns\x18\x06 \x01(\x04R\n" +
+	"deadlineNs\x12\x1b\n" +
+	"\tperiod_ns\x18\a \x01(\x04R\bperiodNs\"\xa2\x01\n" +
 	"\fCapabilities\x12\x1a\n" +
 	"\bbounding\x18\x01 \x03(\tR\bbounding\x12\x1c\n" +
 	"\teffective\x18\x02 \x03(\tR\teffective\x12\x1c\n" +
@@ -3248,7 +3676,7 @@ func file_api_agent_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_agent_proto_rawDescData
 }
 
-var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
 var file_api_agent_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: manis.agent.v1.Empty
 	(*DetachRequest)(nil),           // 1: manis.agent.v1.DetachRequest
@@ -3259,102 +3687,111 @@ var file_api_agent_agent_proto_goTypes = []any{
 	(*Route)(nil),                   // 6: manis.agent.v1.Route
 	(*Share)(nil),                   // 7: manis.agent.v1.Share
 	(*CreateContainerRequest)(nil),  // 8: manis.agent.v1.CreateContainerRequest
-	(*RootFS)(nil),                  // 9: manis.agent.v1.RootFS
-	(*Verity)(nil),                  // 10: manis.agent.v1.Verity
-	(*Mount)(nil),                   // 11: manis.agent.v1.Mount
-	(*Device)(nil),                  // 12: manis.agent.v1.Device
-	(*File)(nil),                    // 13: manis.agent.v1.File
-	(*Resources)(nil),               // 14: manis.agent.v1.Resources
-	(*DeviceRule)(nil),              // 15: manis.agent.v1.DeviceRule
-	(*Process)(nil),                 // 16: manis.agent.v1.Process
-	(*Capabilities)(nil),            // 17: manis.agent.v1.Capabilities
-	(*Rlimit)(nil),                  // 18: manis.agent.v1.Rlimit
-	(*CreateContainerResponse)(nil), // 19: manis.agent.v1.CreateContainerResponse
-	(*Span)(nil),                    // 20: manis.agent.v1.Span
-	(*ContainerRef)(nil),            // 21: manis.agent.v1.ContainerRef
-	(*StartContainerRequest)(nil),   // 22: manis.agent.v1.StartContainerRequest
-	(*ExecRequest)(nil),             // 23: manis.agent.v1.ExecRequest
-	(*StartResponse)(nil),           // 24: manis.agent.v1.StartResponse
-	(*WaitRequest)(nil),             // 25: manis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 26: manis.agent.v1.WaitResponse
-	(*SignalRequest)(nil),           // 27: manis.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 28: manis.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 29: manis.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 30: manis.agent.v1.StatsResponse
-	(*ProcessesResponse)(nil),       // 31: manis.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),             // 32: manis.agent.v1.ProcessInfo
-	(*CopyOutRequest)(nil),          // 33: manis.agent.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),         // 34: manis.agent.v1.CopyOutResponse
-	(*CopyInRequest)(nil),           // 35: manis.agent.v1.CopyInRequest
-	nil,                             // 36: manis.agent.v1.SetupRequest.SysctlsEntry
-	nil,                             // 37: manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	nil,                             // 38: manis.agent.v1.Resources.UnifiedEntry
-	nil,                             // 39: manis.agent.v1.StatsResponse.MemoryStatEntry
+	(*IDMapping)(nil),               // 9: manis.agent.v1.IDMapping
+	(*TimeNamespace)(nil),           // 10: manis.agent.v1.TimeNamespace
+	(*Hook)(nil),                    // 11: manis.agent.v1.Hook
+	(*RootFS)(nil),                  // 12: manis.agent.v1.RootFS
+	(*Verity)(nil),                  // 13: manis.agent.v1.Verity
+	(*Mount)(nil),                   // 14: manis.agent.v1.Mount
+	(*Device)(nil),                  // 15: manis.agent.v1.Device
+	(*File)(nil),                    // 16: manis.agent.v1.File
+	(*Resources)(nil),               // 17: manis.agent.v1.Resources
+	(*DeviceRule)(nil),              // 18: manis.agent.v1.DeviceRule
+	(*Process)(nil),                 // 19: manis.agent.v1.Process
+	(*Scheduler)(nil),               // 20: manis.agent.v1.Scheduler
+	(*Capabilities)(nil),            // 21: manis.agent.v1.Capabilities
+	(*Rlimit)(nil),                  // 22: manis.agent.v1.Rlimit
+	(*CreateContainerResponse)(nil), // 23: manis.agent.v1.CreateContainerResponse
+	(*Span)(nil),                    // 24: manis.agent.v1.Span
+	(*ContainerRef)(nil),            // 25: manis.agent.v1.ContainerRef
+	(*StartContainerRequest)(nil),   // 26: manis.agent.v1.StartContainerRequest
+	(*ExecRequest)(nil),             // 27: manis.agent.v1.ExecRequest
+	(*StartResponse)(nil),           // 28: manis.agent.v1.StartResponse
+	(*WaitRequest)(nil),             // 29: manis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),            // 30: manis.agent.v1.WaitResponse
+	(*SignalRequest)(nil),           // 31: manis.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 32: manis.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 33: manis.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 34: manis.agent.v1.StatsResponse
+	(*ProcessesResponse)(nil),       // 35: manis.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),             // 36: manis.agent.v1.ProcessInfo
+	(*CopyOutRequest)(nil),          // 37: manis.agent.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),         // 38: manis.agent.v1.CopyOutResponse
+	(*CopyInRequest)(nil),           // 39: manis.agent.v1.CopyInRequest
+	nil,                             // 40: manis.agent.v1.SetupRequest.SysctlsEntry
+	nil,                             // 41: manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	nil,                             // 42: manis.agent.v1.Resources.UnifiedEntry
+	nil,                             // 43: manis.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_agent_proto_depIdxs = []int32{
 	5,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
-	36, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
+	40, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
 	7,  // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
 	6,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
-	9,  // 4: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
-	11, // 5: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
-	12, // 6: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
-	14, // 7: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
-	37, // 8: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	16, // 9: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
-	13, // 10: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
-	10, // 11: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
-	15, // 12: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
-	38, // 13: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
-	17, // 14: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
-	18, // 15: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
-	20, // 16: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
-	16, // 17: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
-	20, // 18: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
-	14, // 19: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
-	39, // 20: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
-	32, // 21: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
-	3,  // 22: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
-	1,  // 23: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
-	2,  // 24: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
-	8,  // 25: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
-	22, // 26: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
-	23, // 27: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
-	25, // 28: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
-	27, // 29: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
-	28, // 30: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
-	21, // 31: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
-	21, // 32: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
-	29, // 33: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
-	21, // 34: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
-	21, // 35: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
-	33, // 36: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
-	35, // 37: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
-	21, // 38: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
-	0,  // 39: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
-	4,  // 40: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
-	0,  // 41: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
-	0,  // 42: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
-	19, // 43: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
-	24, // 44: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
-	24, // 45: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
-	26, // 46: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
-	0,  // 47: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
-	0,  // 48: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
-	0,  // 49: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
-	0,  // 50: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
-	0,  // 51: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
-	30, // 52: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
-	31, // 53: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
-	34, // 54: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
-	0,  // 55: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
-	0,  // 56: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
-	0,  // 57: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
-	40, // [40:58] is the sub-list for method output_type
-	22, // [22:40] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	12, // 4: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
+	14, // 5: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
+	15, // 6: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
+	17, // 7: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
+	41, // 8: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	19, // 9: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
+	16, // 10: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
+	9,  // 11: manis.agent.v1.CreateContainerRequest.uid_mappings:type_name -> manis.agent.v1.IDMapping
+	9,  // 12: manis.agent.v1.CreateContainerRequest.gid_mappings:type_name -> manis.agent.v1.IDMapping
+	10, // 13: manis.agent.v1.CreateContainerRequest.time:type_name -> manis.agent.v1.TimeNamespace
+	11, // 14: manis.agent.v1.CreateContainerRequest.start_hooks:type_name -> manis.agent.v1.Hook
+	13, // 15: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
+	18, // 16: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
+	42, // 17: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
+	21, // 18: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
+	22, // 19: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
+	20, // 20: manis.agent.v1.Process.scheduler:type_name -> manis.agent.v1.Scheduler
+	24, // 21: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
+	19, // 22: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
+	24, // 23: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
+	17, // 24: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
+	43, // 25: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
+	36, // 26: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
+	3,  // 27: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
+	1,  // 28: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
+	2,  // 29: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
+	8,  // 30: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
+	26, // 31: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
+	27, // 32: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
+	29, // 33: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
+	31, // 34: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
+	32, // 35: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
+	25, // 36: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
+	25, // 37: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
+	33, // 38: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
+	25, // 39: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
+	25, // 40: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
+	37, // 41: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
+	39, // 42: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
+	25, // 43: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
+	0,  // 44: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
+	4,  // 45: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
+	0,  // 46: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
+	0,  // 47: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
+	23, // 48: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
+	28, // 49: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
+	28, // 50: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
+	30, // 51: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
+	0,  // 52: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
+	0,  // 53: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
+	0,  // 54: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
+	0,  // 55: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
+	0,  // 56: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
+	34, // 57: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
+	35, // 58: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
+	38, // 59: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
+	0,  // 60: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
+	0,  // 61: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
+	0,  // 62: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
+	45, // [45:63] is the sub-list for method output_type
+	27, // [27:45] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_agent_proto_init() }
@@ -3362,14 +3799,14 @@ func file_api_agent_agent_proto_init() {
 	if File_api_agent_agent_proto != nil {
 		return
 	}
-	file_api_agent_agent_proto_msgTypes[16].OneofWrappers = []any{}
+	file_api_agent_agent_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_agent_proto_rawDesc), len(file_api_agent_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   44,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

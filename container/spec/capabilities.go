@@ -25,6 +25,9 @@ var defaultCapabilities = strings.Fields(`
 	CAP_SETUID CAP_SETFCAP CAP_SETPCAP CAP_NET_BIND_SERVICE CAP_SYS_CHROOT CAP_KILL
 	CAP_AUDIT_WRITE`)
 
+// Capabilities are the names of all that the guest's kernel has, in its order.
+func Capabilities() []string { return slices.Clone(allCapabilities) }
+
 // capabilities is the bounding set, in the kernel's order. What is both added
 // and dropped by name is added. Adding ALL leaves out what is dropped by name, and
 // dropping ALL leaves what is added by name.

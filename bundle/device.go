@@ -1,0 +1,196 @@
+package bundle
+
+import (
+	"fmt"
+	"io/fs"
+	"path"
+	"strings"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"manis/api/agent"
+	"manis/container/spec"
+)
+
+// deviceNumber is the number of a device file.
+func deviceNumber(info fs.FileInfo) (uint64, bool) {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return 0, false
+	}
+	return st.Rdev, true
+}
+
+// guestDevices are the devices that every machine has, by the numbers of the kernel's
+// Documentation/admin-guide/devices.txt. A minor of -1 stands for all.
+var guestDevices = []struct {
+	kind         string
+	major, minor int64
+}{
+	{"c", 1, 3},    // null
+	{"c", 1, 5},    // zero
+	{"c", 1, 7},    // full
+	{"c", 1, 8},    // random
+	{"c", 1, 9},    // urandom
+	{"c", 1, 11},   // kmsg
+	{"c", 5, 0},    // tty
+	{"c", 5, 1},    // console
+	{"c", 5, 2},    // ptmx
+	{"c", 136, -1}, // pts
+	{"c", 10, 183}, // hwrng
+	{"c", 10, 200}, // net/tun
+	{"c", 10, 229}, // fuse
+	{"c", 10, 236}, // mapper/control
+	{"c", 10, 237}, // loop-control
+	{"b", 7, -1},   // loop0 and further
+}
+
+func guestHas(kind string, major, minor int64) bool {
+	if kind == "u" {
+		kind = "c"
+	}
+	for _, d := range guestDevices {
+		if d.kind == kind && d.major == major && (d.minor == minor || d.minor < 0) {
+			return true
+		}
+	}
+	return false
+}
+
+// maxDevices bounds a configuration's nodes.
+const maxDevices = 4096
+
+// devices translates the nodes.
+func (p *planner) devices() error {
+	if len(p.linux.Devices) > maxDevices {
+		return fmt.Errorf("linux.devices: has %d entries, at most %d are possible", len(p.linux.Devices), maxDevices)
+	}
+	var missing []string
+	for i, d := range p.linux.Devices {
+		field := fmt.Sprintf("linux.devices[%d]", i)
+		if err := insidePath(d.Path); err != nil {
+			return fmt.Errorf("%s.path: %w", field, err)
+		}
+		name := path.Clean(d.Path)
+		switch d.Type {
+		case "c", "u", "b":
+			if !guestHas(d.Type, d.Major, d.Minor) {
+				if p.privileged() {
+					missing = append(missing, name)
+					continue
+				}
+				return fmt.Errorf("%s: %s (%s %d:%d) is a device of the host, which would have to be passed through to the virtual machine", field, name, d.Type, d.Major, d.Minor)
+			}
+		case "p":
+		default:
+			return fmt.Errorf("%s.type: must be c, u, b or p, is %q", field, d.Type)
+		}
+		if name == "/dev/ptmx" {
+			// With a devpts of its own the container has it as a link already.
+			continue
+		}
+		a := &agent.Device{Path: name, Type: d.Type, Major: d.Major, Minor: d.Minor}
+		if d.FileMode != nil {
+			a.Mode = uint32(d.FileMode.Perm())
+		}
+		if d.UID != nil {
+			a.Uid = *d.UID
+		}
+		if d.GID != nil {
+			a.Gid = *d.GID
+		}
+		p.Create.Devices = append(p.Create.Devices, a)
+	}
+	if n := len(missing); n > 0 {
+		shown := missing[:min(n, 8)]
+		more := ""
+		if n > len(shown) {
+			more = fmt.Sprintf(" and %d more", n-len(shown))
+		}
+		p.warn("linux.devices: the virtual machine does not have these devices of the host, which are left out of the privileged container: %s%s", strings.Join(shown, ", "), more)
+	}
+	return nil
+}
+
+// privileged recognises what engines make of a privileged container: all that the kernel
+// can allow. They list every device of the host for it, wanted or not.
+func (p *planner) privileged() bool {
+	if p.linux.Seccomp != nil || p.linux.Resources == nil || p.spec.Process == nil || p.spec.Process.Capabilities == nil {
+		return false
+	}
+	has := make(map[string]bool)
+	for _, c := range p.spec.Process.Capabilities.Bounding {
+		has[c] = true
+	}
+	for _, c := range spec.Capabilities() {
+		// An older kernel of the host does not have the newest.
+		if !has[c] && c != "CAP_PERFMON" && c != "CAP_BPF" && c != "CAP_CHECKPOINT_RESTORE" {
+			return false
+		}
+	}
+	for _, r := range p.linux.Resources.Devices {
+		if r.Allow && (r.Type == "" || r.Type == "a") && anyNumber(r.Major) && anyNumber(r.Minor) && allAccess(r.Access) {
+			return true
+		}
+	}
+	return false
+}
+
+func anyNumber(n *int64) bool { return n == nil || *n < 0 }
+
+func allAccess(s string) bool {
+	return s == "" || strings.Contains(s, "r") && strings.Contains(s, "w") && strings.Contains(s, "m")
+}
+
+// maxRules is less than the agent's bound, which counts those that are added here.
+const maxRules = 1000
+
+// deviceRules translates the rules, and adds after them those by which every container can
+// use its standard devices, as runc does: an engine forbids all and relies on that.
+func deviceRules(list []specs.LinuxDeviceCgroup) ([]*agent.DeviceRule, error) {
+	if len(list) > maxRules {
+		return nil, fmt.Errorf("linux.resources.devices: has %d entries, at most %d are possible", len(list), maxRules)
+	}
+	var rules []*agent.DeviceRule
+	for i, r := range list {
+		field := fmt.Sprintf("linux.resources.devices[%d]", i)
+		a := &agent.DeviceRule{Allow: r.Allow, Type: r.Type, Major: -1, Minor: -1, Access: r.Access}
+		switch r.Type {
+		case "":
+			a.Type = "a"
+		case "a", "b", "c", "u":
+		default:
+			return nil, fmt.Errorf("%s.type: must be a, b or c, is %q", field, r.Type)
+		}
+		if strings.Trim(r.Access, "rwm") != "" {
+			return nil, fmt.Errorf("%s.access: must be some of rwm, is %q", field, r.Access)
+		}
+		for _, n := range []struct {
+			name  string
+			given *int64
+			into  *int64
+		}{{"major", r.Major, &a.Major}, {"minor", r.Minor, &a.Minor}} {
+			if n.given != nil && *n.given >= 0 {
+				if *n.given >= 1<<20 {
+					return nil, fmt.Errorf("%s.%s: there is no number %d", field, n.name, *n.given)
+				}
+				*n.into = *n.given
+			}
+		}
+		rules = append(rules, a)
+	}
+	for _, d := range []struct {
+		kind         string
+		major, minor int64
+		access       string
+	}{
+		// Every node may be made; it opens only what is allowed.
+		{"c", -1, -1, "m"}, {"b", -1, -1, "m"},
+		{"c", 1, 3, "rwm"}, {"c", 1, 5, "rwm"}, {"c", 1, 7, "rwm"}, {"c", 1, 8, "rwm"}, {"c", 1, 9, "rwm"},
+		{"c", 5, 0, "rwm"}, {"c", 5, 1, "rwm"}, {"c", 5, 2, "rwm"}, {"c", 136, -1, "rwm"},
+	} {
+		rules = append(rules, &agent.DeviceRule{Allow: true, Type: d.kind, Major: d.major, Minor: d.minor, Access: d.access})
+	}
+	return rules, nil
+}

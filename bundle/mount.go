@@ -1,0 +1,193 @@
+package bundle
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"manis/api/agent"
+)
+
+// maxMounts is the agent's bound.
+const maxMounts = 1024
+
+// mounts translates the list, in its order.
+func (p *planner) mounts() error {
+	if len(p.spec.Mounts) > maxMounts {
+		return fmt.Errorf("mounts: has %d entries, at most %d are possible", len(p.spec.Mounts), maxMounts)
+	}
+	for i := range p.spec.Mounts {
+		m := &p.spec.Mounts[i]
+		a, err := p.mount(m)
+		if err != nil {
+			return fmt.Errorf("mounts[%d] (%.80s): %w", i, m.Destination, err)
+		}
+		if a != nil {
+			p.Create.Mounts = append(p.Create.Mounts, a)
+		}
+	}
+	return nil
+}
+
+// mount translates one; nil is one that became a device.
+func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
+	// Bundles of the time before runtime-spec 1.0.2 have relative ones.
+	dest := path.Clean("/" + m.Destination)
+	switch {
+	case m.Destination == "" || dest == "/":
+		return nil, fmt.Errorf("destination: must be a path below the root, is %q", m.Destination)
+	case len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0:
+		return nil, errors.New("uidMappings, gidMappings: filesystems that cross the boundary of a virtual machine cannot be mounted with mapped ids")
+	}
+	if err := insidePath(dest); err != nil {
+		return nil, fmt.Errorf("destination: %w", err)
+	}
+	if err := noNUL("options", m.Options); err != nil {
+		return nil, err
+	}
+	o, err := p.options(m.Options)
+	if err != nil {
+		return nil, err
+	}
+	if o.copyUp && (m.Type != "tmpfs" || o.bind) {
+		return nil, errors.New("options: tmpcopyup goes with type tmpfs only")
+	}
+	if m.Type == "bind" || o.bind {
+		return p.bind(dest, m.Source, o)
+	}
+	a := &agent.Mount{Destination: dest, Type: m.Type, Source: m.Type, Options: append(o.mount, o.data...)}
+	switch m.Type {
+	case "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue":
+	case "cgroup", "cgroup2":
+		// The guest has the unified hierarchy alone.
+		a.Type, a.Source, a.Options = "cgroup2", "cgroup", o.mount
+	case "overlay":
+		return nil, errors.New("type: an overlay of the host's directories has to be mounted on the host and bound into the container")
+	case "", "none":
+		return nil, errors.New("type: is missing, and the options have neither bind nor rbind")
+	default:
+		return nil, fmt.Errorf("type: filesystem type %q is not offered in the virtual machine", m.Type)
+	}
+	return a, nil
+}
+
+// bind translates a bind mount, whose source is the host's.
+func (p *planner) bind(dest, source string, o mountOptions) (*agent.Mount, error) {
+	if source == "" || strings.IndexByte(source, 0) >= 0 {
+		return nil, fmt.Errorf("source: must be a path of the host, is %q", source)
+	}
+	source = p.absolute(source)
+	info, err := p.host.stat(source)
+	if err != nil {
+		// "no such file or directory", as runc says it.
+		return nil, fmt.Errorf("source: %w", err)
+	}
+	switch mode := info.Mode(); {
+	case mode.IsDir():
+		if a, err := p.hostFilesystem(dest, source, o); a != nil || err != nil {
+			return a, err
+		}
+	case mode.IsRegular():
+	case mode&fs.ModeDevice != 0:
+		return nil, p.bindDevice(dest, source, info)
+	case mode&fs.ModeSocket != 0:
+		return nil, fmt.Errorf("source: %s is a socket of the host: its peers cannot be reached from a virtual machine (a TCP port can)", source)
+	default:
+		return nil, fmt.Errorf("source: %s is neither a directory nor a regular file, and nothing else crosses the boundary of the virtual machine", source)
+	}
+	if o.propagates != "" {
+		p.warn("mounts: %s: option %s: mounts that are made later do not propagate between the host and the virtual machine", dest, o.propagates)
+	}
+	b := Bind{Name: strconv.Itoa(len(p.Binds)), HostPath: source, ReadOnly: o.readonly, File: !info.IsDir()}
+	p.Binds = append(p.Binds, b)
+	kind := "bind"
+	if o.recursive {
+		kind = "rbind"
+	}
+	return &agent.Mount{
+		Destination: dest, Type: "share", Source: p.tag + "/" + b.Name, File: b.File,
+		Options: append([]string{kind}, o.mount...),
+	}, nil
+}
+
+// hostFilesystem replaces a directory of a filesystem that means something on the host's kernel
+// only by the guest's own of that kind. It returns nil for all others.
+func (p *planner) hostFilesystem(dest, source string, o mountOptions) (*agent.Mount, error) {
+	kind, size, err := p.host.filesystem(source)
+	if err != nil {
+		return nil, fmt.Errorf("source: find the filesystem of %s: %w", source, err)
+	}
+	own := func(fstype string) *agent.Mount {
+		if fstype != "cgroup2" {
+			p.warn("mounts: %s shows the virtual machine's %s, not the host's", dest, fstype)
+		}
+		return &agent.Mount{Destination: dest, Type: fstype, Source: fstype, Options: o.mount}
+	}
+	// A filesystem of the host that is wanted elsewhere, as by monitoring, is the host's.
+	same := dest == source
+	switch {
+	case (kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC) && dest == "/dev/shm":
+		return sharedMemory(dest, source, size, o), nil
+	case kind == unix.CGROUP2_SUPER_MAGIC || kind == unix.CGROUP_SUPER_MAGIC, kind == unix.TMPFS_MAGIC && source == "/sys/fs/cgroup":
+		return own("cgroup2"), nil
+	case kind == unix.PROC_SUPER_MAGIC && same && dest == "/proc":
+		return own("proc"), nil
+	case kind == unix.SYSFS_MAGIC && same && dest == "/sys":
+		return own("sysfs"), nil
+	case kind == mqueueMagic && same:
+		return own("mqueue"), nil
+	}
+	return nil, nil
+}
+
+// mqueueMagic is MQUEUE_MAGIC of the kernel's ipc/mqueue.c.
+const mqueueMagic = 0x19800202
+
+// sharedMemory replaces the filesystem that an engine has mounted on the host for the shared
+// memory of one or several containers by memory of the machine. Containers of a sandbox that
+// name the same one share it.
+func sharedMemory(dest, source string, size uint64, o mountOptions) *agent.Mount {
+	hash := sha256.Sum256([]byte(source))
+	options := append(o.mount, "mode=1777")
+	if size > 0 {
+		options = append(options, "size="+strconv.FormatUint(size, 10))
+	}
+	return &agent.Mount{Destination: dest, Type: "bind", Source: "shm-" + hex.EncodeToString(hash[:16]), Options: options}
+}
+
+// bindDevice makes a device file that an engine without the right to make nodes binds
+// from the host: a node of the guest's device of that number.
+func (p *planner) bindDevice(dest, source string, info fs.FileInfo) error {
+	d := specs.LinuxDevice{Path: dest, Type: "b"}
+	if info.Mode()&fs.ModeCharDevice != 0 {
+		d.Type = "c"
+	}
+	number, ok := deviceNumber(info)
+	if !ok {
+		return fmt.Errorf("source: %s is a device of unknown number", source)
+	}
+	d.Major, d.Minor = int64(unix.Major(number)), int64(unix.Minor(number))
+	if !guestHas(d.Type, d.Major, d.Minor) || !strings.HasPrefix(dest, "/dev/") || !p.hasOwnDev() {
+		return fmt.Errorf("source: %s is a device of the host (%s %d:%d), which would have to be passed through to the virtual machine", source, d.Type, d.Major, d.Minor)
+	}
+	mode := uint32(info.Mode().Perm())
+	p.Create.Devices = append(p.Create.Devices, &agent.Device{Path: dest, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: mode})
+	return nil
+}
+
+// hasOwnDev reports whether /dev is in memory, so that a node in it is not one in the root
+// filesystem.
+func (p *planner) hasOwnDev() bool {
+	return slices.ContainsFunc(p.spec.Mounts, func(m specs.Mount) bool {
+		return path.Clean("/"+m.Destination) == "/dev" && m.Type == "tmpfs"
+	})
+}
