@@ -1,0 +1,248 @@
+package pod
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"manis/api/agent"
+	"manis/bundle"
+	"manis/container"
+	"manis/monitor"
+	"manis/place"
+	"manis/sandbox"
+	"manis/trace"
+	"manis/vmm"
+)
+
+// rootEntry is the name of a container's root in the share of host directories.
+const (
+	bindsTag  = "binds"
+	rootEntry = "root"
+)
+
+// Pod is one machine with its containers.
+type Pod struct {
+	places *place.Places
+	dir    string // of its own, for the machine's sockets
+	spans  *trace.Recorder
+
+	// making is held while a container is being made: the first one makes the machine.
+	making sync.Mutex
+
+	mu       sync.Mutex
+	members  map[string]*member
+	sandbox  *sandbox.Sandbox
+	releases []func()
+	boot     string
+	// ended is closed when the last container has gone.
+	ended chan struct{}
+}
+
+func newPod(places *place.Places, dir string) *Pod {
+	return &Pod{places: places, dir: dir, spans: trace.NewRecorder(), members: make(map[string]*member), ended: make(chan struct{})}
+}
+
+// create makes a container, and with the first one the machine. It owns the files.
+func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (err error) {
+	if len(files) == 0 {
+		return fmt.Errorf("the request lacks the proxy")
+	}
+	m := &member{pod: p, id: r.ID, proxy: files[0], status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution)}
+	files = files[1:]
+	defer func() {
+		if err != nil {
+			closeAll(files)
+			m.proxy.Close()
+		}
+	}()
+	p.making.Lock()
+	defer p.making.Unlock()
+	if err := p.add(m); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			p.drop(m)
+		}
+	}()
+	ctx, span := trace.Start(trace.With(ctx, p.spans), "create")
+	defer span.End()
+	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
+		return err
+	}
+	plan, err := m.bundle.Plan(bundle.Environment{BindsTag: bindsTag})
+	if err != nil {
+		return err
+	}
+	plan.Create.Id = r.ID
+	plan.Create.Rootfs.Share = bindsTag + "/" + rootEntry
+	plan.Create.Process.Rows, plan.Create.Process.Columns = r.Rows, r.Columns
+	if p.sandbox == nil {
+		err = p.start(ctx, r, plan)
+	} else {
+		err = fmt.Errorf("more than one container in a machine is not there yet")
+	}
+	if err != nil {
+		return err
+	}
+	m.streams, err = newStreams(plan.Create.Process.Terminal, files)
+	files = nil
+	if err != nil {
+		return err
+	}
+	if err := m.connect(plan.Create.Process); err != nil {
+		m.streams.close()
+		return err
+	}
+	rootCtx, rootSpan := trace.Start(ctx, "rootfs")
+	_, err = p.sandbox.CreateContainer(rootCtx, plan.Create)
+	rootSpan.End()
+	if err != nil {
+		m.streams.close()
+		return err
+	}
+	m.streams.pump()
+	m.set(specs.StateCreated)
+	go m.obey()
+	return nil
+}
+
+// start makes the machine.
+func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan) (err error) {
+	// What of a machine's size and origin a container of the command line has, too.
+	cfg := &container.Config{Accel: r.Accel, Boot: r.Boot, Resources: plan.Resources}
+	vm, driver, err := monitor.Machine(ctx, p.places, cfg)
+	if err != nil {
+		return err
+	}
+	vm.RunDir = p.dir
+	share := vmm.Share{Tag: bindsTag, Entries: []vmm.ShareEntry{{Name: rootEntry, HostPath: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}}}
+	for _, b := range plan.Binds {
+		share.Entries = append(share.Entries, vmm.ShareEntry{Name: b.Name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, File: b.File})
+	}
+	vm.Shares = []vmm.Share{share}
+	config := sandbox.Config{
+		Driver: driver, VM: vm,
+		Setup: &agent.SetupRequest{
+			Hostname: plan.Create.Hostname, Domainname: plan.Create.Domainname,
+			Shares: []*agent.Share{{Tag: bindsTag}}, Network: &agent.Network{},
+		},
+	}
+	m, err := monitor.Start(ctx, p.places, cfg, config, driver)
+	if err != nil {
+		return err
+	}
+	p.releases = append(p.releases, m.Release)
+	p.mu.Lock()
+	p.sandbox, p.boot = m.Sandbox, m.Boot
+	p.mu.Unlock()
+	go p.watch()
+	return nil
+}
+
+// watch ends every container when the machine has ended.
+func (p *Pod) watch() {
+	<-p.sandbox.Done()
+	p.mu.Lock()
+	members := make([]*member, 0, len(p.members))
+	for _, m := range p.members {
+		members = append(members, m)
+	}
+	p.mu.Unlock()
+	for _, m := range members {
+		if m.is(specs.StateCreated) {
+			m.end(exitGone)
+		}
+	}
+}
+
+func (p *Pod) release() {
+	for i := len(p.releases) - 1; i >= 0; i-- {
+		p.releases[i]()
+	}
+	p.releases = nil
+}
+
+func (p *Pod) add(m *member) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.members[m.id] != nil {
+		return fmt.Errorf("container with id exists: %s", m.id)
+	}
+	p.members[m.id] = m
+	return nil
+}
+
+// drop forgets a container. When it was the last, the machine ends and with it the pod.
+func (p *Pod) drop(m *member) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.members[m.id] != m {
+		return
+	}
+	delete(p.members, m.id)
+	if len(p.members) == 0 {
+		p.finish()
+	}
+}
+
+// live counts the containers whose processes have not ended; p.mu is held.
+func (p *Pod) live() int {
+	n := 0
+	for _, m := range p.members {
+		if !m.is(specs.StateStopped) {
+			n++
+		}
+	}
+	return n
+}
+
+// finish ends the machine and the pod; p.mu is held.
+func (p *Pod) finish() {
+	select {
+	case <-p.ended:
+		return
+	default:
+	}
+	if p.sandbox != nil {
+		if err := p.sandbox.Kill(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
+	p.release()
+	close(p.ended)
+}
+
+// member finds a container.
+func (p *Pod) member(id string) (*member, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if m := p.members[id]; m != nil {
+		return m, nil
+	}
+	return nil, fmt.Errorf("%w: %s", ErrNotFound, id)
+}
+
+// remove forgets a container that does not run.
+func (p *Pod) remove(m *member) error {
+	if m.is(specs.StateCreated) {
+		m.end(exitGone)
+	}
+	if err := m.need("delete", specs.StateStopped); err != nil {
+		return err
+	}
+	p.drop(m)
+	return nil
+}
+
+// idleTime is how long a pod waits for its first container.
+const idleTime = 30 * time.Second
+
+// Socket is the path of a pod's socket in its directory.
+func Socket(dir string) string { return filepath.Join(dir, "pod") }
