@@ -134,8 +134,13 @@ func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan) (e
 			Shares: []*agent.Share{{Tag: bindsTag}}, Network: &agent.Network{},
 		},
 	}
+	if err := p.network(ctx, r.Netns, &config); err != nil {
+		p.release()
+		return err
+	}
 	m, err := monitor.Start(ctx, p.places, cfg, config, driver)
 	if err != nil {
+		p.release()
 		return err
 	}
 	p.releases = append(p.releases, m.Release)
