@@ -275,7 +275,7 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			}
 		}
 	}
-	if hasEntries(c.Shares) {
+	if slices.ContainsFunc(c.Shares, Share.used) {
 		// A 9p server reaches extended attributes through /proc/self/fd. Its
 		// own PID namespace shows it nobody but itself.
 		r.mkdir("/proc")
@@ -404,9 +404,8 @@ func (r *room) place(inside string) string {
 	return target
 }
 
-func hasEntries(shares []Share) bool {
-	return slices.ContainsFunc(shares, func(s Share) bool { return len(s.Entries) > 0 || s.Grows })
-}
+// used reports whether there is something in a share, or may come to be.
+func (s Share) used() bool { return len(s.Entries) > 0 || s.Grows }
 
 func sortedKeys(m map[string]string) []string {
 	keys := make([]string, 0, len(m))
