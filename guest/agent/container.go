@@ -111,6 +111,9 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 	if r.Process == nil || len(r.Process.Args) == 0 {
 		return nil, fail(codes.InvalidArgument, errors.New("no command given"))
 	}
+	if len(r.StartHooks) > maxHooks {
+		return nil, fail(codes.InvalidArgument, fmt.Errorf("more than %d hooks", maxHooks))
+	}
 	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process)}
 	s.mu.Lock()
 	switch {
@@ -151,6 +154,12 @@ func (c *container) create(t *tracer) error {
 	if err := c.limit(r.Resources); err != nil {
 		return err
 	}
+	if err := c.checkUsers(); err != nil {
+		return err
+	}
+	if err := c.delegate(); err != nil {
+		return err
+	}
 	t.mark("cgroup")
 	if err := unix.Mkdir(c.dir, 0o700); err != nil {
 		return fmt.Errorf("make directory %s: %w", c.dir, err)
@@ -161,6 +170,9 @@ func (c *container) create(t *tracer) error {
 		if c.pids, err = sandboxReaper(); err != nil {
 			return err
 		}
+	}
+	if err := c.makeVolumes(); err != nil {
+		return err
 	}
 	c.thread = newThread()
 	return c.thread.do(func() error { return c.build(t) })
@@ -209,6 +221,9 @@ func (c *container) build(t *tracer) error {
 	}
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
+	}
+	if err := makeTime(r.Time); err != nil {
+		return err
 	}
 	if r.SharePid {
 		if err := joinSandboxPids(c.pids); err != nil {

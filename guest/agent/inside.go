@@ -111,6 +111,9 @@ func (c *container) detachAll() ([]*mount, error) {
 		if err != nil || n != len(f.Content) {
 			return mounts, fmt.Errorf("write file %s (1 MiB is the most for all of them): %w", f.Path, err)
 		}
+		if err := c.giveRoot(unix.AT_FDCWD, name); err != nil {
+			return mounts, err
+		}
 		tree, err := cloneTree(unix.AT_FDCWD, name, false)
 		if err != nil {
 			return mounts, fmt.Errorf("bind file %s: %w", f.Path, err)
@@ -127,14 +130,14 @@ func (c *container) makeDevices() error {
 		devices = append(machineDevices(), devices...)
 	}
 	for _, d := range devices {
-		if err := makeDevice(d); err != nil {
+		if err := c.makeDevice(d); err != nil {
 			return fmt.Errorf("make device %s: %w", d.Path, err)
 		}
 	}
 	return nil
 }
 
-func makeDevice(d *api.Device) error {
+func (c *container) makeDevice(d *api.Device) error {
 	var kind uint32
 	switch d.Type {
 	case "c", "u", "":
@@ -165,7 +168,15 @@ func makeDevice(d *api.Device) error {
 	if err != nil {
 		return err
 	}
-	return unix.Lchown(name, int(d.Uid), int(d.Gid))
+	uid, err := c.machineUID(d.Uid)
+	if err != nil {
+		return err
+	}
+	gid, err := c.machineGID(d.Gid)
+	if err != nil {
+		return err
+	}
+	return unix.Lchown(name, int(uid), int(gid))
 }
 
 // machineDevices are the devices of the machine, for privileged containers: all but

@@ -128,24 +128,16 @@ func (c *container) detach(m *mount) error {
 	case "sysfs", "mqueue":
 		m.fd, err = newFilesystem(kind, kind, m.data, m.set)
 	case "tmpfs", "ramfs":
-		data := m.data
-		if !hasOption(data, "mode=") {
-			data = append([]string{"mode=1777"}, data...)
-		}
-		m.fd, err = newFilesystem(kind, "tmpfs", data, m.set)
+		m.fd, err = c.newMemory(kind, m.data, m.set)
 	case "devpts":
-		m.fd, err = newFilesystem(kind, kind, m.data, m.set)
+		var data []string
+		if data, err = c.ownerOptions(m.data, false); err == nil {
+			m.fd, err = newFilesystem(kind, kind, data, m.set)
+		}
 	case "cgroup", "cgroup2":
 		m.fd, err = cloneTree(unix.AT_FDCWD, c.cgroup.path, false)
 	case "share":
-		tag, entry, _ := strings.Cut(m.Source, "/")
-		if !isName(tag) {
-			return fmt.Errorf("source %q: want TAG/ENTRY", m.Source)
-		}
-		m.fd, err = cloneBelow(sharesDir+"/"+tag, entry, true)
-		if errors.Is(err, unix.ENOENT) {
-			err = fmt.Errorf("share entry %q does not exist", m.Source)
-		}
+		m.fd, err = cloneShare(m.Source)
 	case "disk":
 		m.fd, err = c.mountDisk(m.Source, m.data, m.set)
 	case "bind":
@@ -167,6 +159,18 @@ func (c *container) detach(m *mount) error {
 	}
 	m.file = st.Mode&unix.S_IFMT != unix.S_IFDIR
 	return nil
+}
+
+// newMemory makes a filesystem in memory.
+func (c *container) newMemory(kind string, data []string, attrs uint64) (int, error) {
+	data, err := c.ownerOptions(data, kind == "tmpfs")
+	if err != nil {
+		return -1, err
+	}
+	if !hasOption(data, "mode=") {
+		data = append([]string{"mode=1777"}, data...)
+	}
+	return newFilesystem(kind, "tmpfs", data, attrs)
 }
 
 // descend replaces the mount by one of its subdirectory. A detached mount cannot
@@ -224,6 +228,19 @@ func cloneBelow(dir, entry string, recursive bool) (int, error) {
 		return -1, fmt.Errorf("bind %s: %w", entry, err)
 	}
 	return tree, nil
+}
+
+// cloneShare clones TAG/ENTRY.
+func cloneShare(source string) (int, error) {
+	tag, entry, _ := strings.Cut(source, "/")
+	if !isName(tag) {
+		return -1, fail(codes.InvalidArgument, fmt.Errorf("source %q: want TAG/ENTRY", source))
+	}
+	fd, err := cloneBelow(sharesDir+"/"+tag, entry, true)
+	if errors.Is(err, unix.ENOENT) {
+		err = fmt.Errorf("share entry %q does not exist", source)
+	}
+	return fd, err
 }
 
 // openVolume clones a directory in memory that the containers of the sandbox

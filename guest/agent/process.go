@@ -40,10 +40,22 @@ type process struct {
 	abandoned   chan struct{}
 }
 
+// start is a process that is about to be launched.
+type start struct {
+	*api.Process
+	// first is set for the container's first process.
+	first bool
+	// path is executed; empty: what the first argument names.
+	path string
+	// of is the pidfd of a process in the container's namespaces; not of the first.
+	of int
+	io *stdio
+}
+
 // program prepares what the child does between clone and execve. It runs on a
 // thread inside the container, which it leaves in the process's working directory.
-func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Program, []string, error) {
-	id, err := identify(p)
+func (c *container) program(ctx context.Context, p start) (*launch.Program, []string, error) {
+	id, err := identify(p.Process)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -51,19 +63,25 @@ func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Progr
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := enterDir(p.Cwd); err != nil {
+	if err := c.enterDir(p.Cwd); err != nil {
 		return nil, nil, err
 	}
-	if err := s.own(id.uid); err != nil {
+	owner, err := c.machineUID(id.uid)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := p.io.own(owner); err != nil {
 		return nil, nil, err
 	}
 	env := environment(p.Env, id.home)
 
 	b := new(launch.Program)
-	if first {
+	if p.first {
 		// Its root is the cgroup that the child was cloned into.
 		b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 		c.procfs.mount(b)
+	} else {
+		c.enterTime(b, p.of)
 	}
 	b.Try(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 	b.WriteFileAt(procDir, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))
@@ -83,8 +101,13 @@ func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Progr
 		// The cgroup limits processes, not the machine's default per user.
 		b.Rlimit("RLIMIT_NPROC", unix.RLIMIT_NPROC, unix.RLIM_INFINITY, unix.RLIM_INFINITY)
 	}
+	schedule(b, p.Process)
+	c.enterUsers(b, p.first, p.of)
+	if p.first && len(c.request.StartHooks) > 0 {
+		b.Meet("run hooks", func(pid int) error { return c.runHooks(ctx, pid) })
+	}
 	b.Setsid()
-	b.Files(s.child[:])
+	b.Files(p.io.child[:])
 	if p.Terminal {
 		b.ControllingTerminal(0)
 	}
@@ -114,7 +137,10 @@ func (c *container) program(p *api.Process, first bool, s *stdio) (*launch.Progr
 	if len(p.Seccomp) > 0 && p.NoNewPrivileges {
 		b.Seccomp(p.Seccomp, p.SeccompFlags)
 	}
-	candidates := lookPath(p.Args[0], env)
+	candidates := []string{p.path}
+	if p.path == "" {
+		candidates = lookPath(p.Args[0], env)
+	}
 	if len(candidates) == 0 {
 		b.Release()
 		return nil, nil, notFound(p.Args[0])
@@ -177,7 +203,7 @@ func lookPath(file string, env []string) []string {
 // enterDir makes cwd the thread's working directory, which its child inherits.
 // It happens on the thread and not in the child because here no descriptor of the
 // agent can be reached by a path of the container.
-func enterDir(cwd string) error {
+func (c *container) enterDir(cwd string) error {
 	if cwd == "" {
 		cwd = "/"
 	}
@@ -188,6 +214,9 @@ func enterDir(cwd string) error {
 	if err == unix.ENOENT {
 		if err = makeDirs(path.Clean(cwd), 0o755); err == nil {
 			err = unix.Chdir(cwd)
+		}
+		if err == nil {
+			err = c.giveRoot(unix.AT_FDCWD, ".")
 		}
 	}
 	if err == unix.ENOTDIR {
@@ -246,14 +275,14 @@ func explainStart(name string, candidates []string, err error) error {
 }
 
 // spawn forks the program from the calling thread and takes care of the child.
-func (c *container) spawn(p *api.Process, first bool, s *stdio) (*process, error) {
-	program, candidates, err := c.program(p, first, s)
+func (c *container) spawn(ctx context.Context, p start) (*process, error) {
+	program, candidates, err := c.program(ctx, p)
 	if err != nil {
 		return nil, err
 	}
 	defer program.Release()
 	child, err := launch.Fork(program, launch.Attr{UseCgroup: true, CgroupFD: c.cgroup.fd}, true)
-	if errors.Is(err, unix.EBUSY) && !first {
+	if errors.Is(err, unix.EBUSY) && !p.first && c.first != nil {
 		// The container has made cgroups of its own below its cgroup, which then
 		// holds no processes itself: join the first process where it is.
 		var fd int
@@ -263,9 +292,13 @@ func (c *container) spawn(p *api.Process, first bool, s *stdio) (*process, error
 		}
 	}
 	if err != nil {
-		return nil, explainStart(p.Args[0], candidates, err)
+		name := p.path
+		if name == "" {
+			name = p.Args[0]
+		}
+		return nil, explainStart(name, candidates, err)
 	}
-	return newProcess(child, s), nil
+	return newProcess(child, p.io), nil
 }
 
 // cgroupOf opens the cgroup in which a process of the container is. It runs on a
@@ -318,7 +351,7 @@ func (s *service) StartContainer(ctx context.Context, r *api.StartContainerReque
 			return err
 		}
 		t.mark("streams")
-		c.first, err = c.spawn(p, true, std)
+		c.first, err = c.spawn(ctx, start{Process: p, first: true, io: std})
 		return err
 	})
 	if std != nil {
@@ -402,23 +435,21 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 	thread := newThread()
 	defer thread.end()
 	err = thread.do(func() error {
-		if err := unix.Unshare(unix.CLONE_FS); err != nil {
-			return fmt.Errorf("leave the agent's root: %w", err)
-		}
 		err := first.withFD(func(fd int) error {
-			return unix.Setns(fd, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
-		})
-		if err == unix.ESRCH || errors.Is(err, os.ErrClosed) {
-			return fail(codes.FailedPrecondition, errors.New("the container is not running"))
-		}
-		if err != nil {
-			return fmt.Errorf("join the container's namespaces: %w", err)
-		}
-		if std, err = newStdio(p, false); err != nil {
+			if err := joinContainer(fd); err != nil {
+				return err
+			}
+			var err error
+			if std, err = newStdio(p, false); err != nil {
+				return err
+			}
+			t.mark("streams")
+			started, err = c.spawn(ctx, start{Process: p, of: fd, io: std})
 			return err
+		})
+		if errors.Is(err, os.ErrClosed) {
+			return errNotRunning
 		}
-		t.mark("streams")
-		started, err = c.spawn(p, false, std)
 		return err
 	})
 	if std != nil {
@@ -432,6 +463,24 @@ func (s *service) exec(ctx context.Context, c *container, first *process, p *api
 	t.mark("launch")
 	std.run(streams)
 	return started, nil
+}
+
+var errNotRunning = fail(codes.FailedPrecondition, errors.New("the container is not running"))
+
+// joinContainer moves the calling thread into the namespaces of a process, by its pidfd,
+// that a thread can be in.
+func joinContainer(pidfd int) error {
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return fmt.Errorf("leave the agent's root: %w", err)
+	}
+	err := unix.Setns(pidfd, unix.CLONE_NEWNS|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWPID|unix.CLONE_NEWCGROUP)
+	if err == unix.ESRCH {
+		return errNotRunning
+	}
+	if err != nil {
+		return fmt.Errorf("join the container's namespaces: %w", err)
+	}
+	return nil
 }
 
 // watch waits for the end of a process and then of its output.

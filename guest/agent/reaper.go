@@ -78,12 +78,21 @@ func (c *container) spawnReaper() (*process, error) {
 	if err != nil {
 		return nil, err
 	}
+	// It is not in the container's user namespace, which the first process makes.
+	uid, err := c.machineUID(id.uid)
+	if err != nil {
+		return nil, err
+	}
+	gid, err := c.machineGID(id.gid)
+	if err != nil {
+		return nil, err
+	}
 	b := new(launch.Program)
 	defer b.Release()
 	b.Call("make cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 	b.WriteFileAt(procDir, "self/oom_score_adj", strconv.Itoa(int(p.OomScoreAdj)))
 	b.Groups(nil)
-	b.User(id.uid, id.gid)
+	b.User(uid, gid)
 	return forkReaper(b, []string{"manis-init"}, launch.Attr{UseCgroup: true, CgroupFD: c.cgroup.fd})
 }
 

@@ -17,6 +17,9 @@ import (
 // on the container's thread, in whose mount namespace alone all this exists, so
 // it disappears with the container.
 func (c *container) buildRoot(r *api.RootFS) error {
+	if r.GetShare() != "" {
+		return c.shareRoot(r)
+	}
 	if r == nil || r.Disk == "" {
 		return fail(codes.InvalidArgument, errors.New("no root disk"))
 	}
@@ -80,6 +83,27 @@ func (c *container) buildRoot(r *api.RootFS) error {
 	}
 	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
 		return fmt.Errorf("lay the writable layer over the image: %w", err)
+	}
+	return nil
+}
+
+// shareRoot makes an entry of a share the root filesystem, as it is.
+func (c *container) shareRoot(r *api.RootFS) error {
+	if r.Disk != "" || r.Verity != nil || r.ScratchDisk != "" || r.TmpfsBytes != 0 {
+		return fail(codes.InvalidArgument, errors.New("a root filesystem on a share has neither disk nor writable layer"))
+	}
+	fd, err := cloneShare(r.Share)
+	if err != nil {
+		return fmt.Errorf("mount root filesystem: %w", err)
+	}
+	defer unix.Close(fd)
+	root := c.dir + "/root"
+	if err := unix.Mkdir(root, 0o755); err != nil {
+		return fmt.Errorf("make directory %s: %w", root, err)
+	}
+	// A file as the source is refused by the kernel.
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, root, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fmt.Errorf("mount root filesystem %q: %w", r.Share, err)
 	}
 	return nil
 }

@@ -576,6 +576,7 @@ func theMachine(t testing.TB) *machine {
 		os.MkdirAll(filepath.Join(share, "inner"), 0o755)
 		os.WriteFile(filepath.Join(share, "single"), []byte("one file\n"), 0o644)
 		os.Symlink("/etc/passwd", filepath.Join(share, "escape"))
+		busyboxTree(t, filepath.Join(share, "rootfs"))
 		m := boot(t, hardware{
 			disks: []disk{
 				{serial: "root", file: filepath.Join(dir, "root.erofs"), readonly: true},

@@ -1,0 +1,65 @@
+package agent
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+)
+
+// volumes are the directories in memory that are filesystems of their own, by name.
+var volumes = struct {
+	sync.Mutex
+	made map[string]bool
+}{made: make(map[string]bool)}
+
+// makeVolumes makes those that the container is the first to use. It runs in the agent's mount
+// namespace, of which every container's begins as a copy, and they last as long as the machine.
+func (c *container) makeVolumes() error {
+	for _, m := range c.request.Mounts {
+		if m.Type != "bind" {
+			continue
+		}
+		o, err := parseMountOptions(m.Options)
+		if err == nil && len(o.data) > 0 {
+			err = c.makeVolume(m.Source, o.data)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.Destination, err)
+		}
+	}
+	return nil
+}
+
+// maxVolumes bounds a machine's.
+const maxVolumes = 512
+
+func (c *container) makeVolume(name string, data []string) error {
+	if !isName(name) {
+		return fail(codes.InvalidArgument, fmt.Errorf("source %q: one with options of a filesystem is a name without a slash", name))
+	}
+	volumes.Lock()
+	defer volumes.Unlock()
+	if volumes.made[name] {
+		return nil
+	}
+	if len(volumes.made) >= maxVolumes {
+		return fail(codes.ResourceExhausted, fmt.Errorf("more than %d filesystems in memory that containers share", maxVolumes))
+	}
+	fd, err := c.newMemory("tmpfs", data, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	dir := volumesDir + "/" + name
+	if err := unix.Mkdir(dir, 0o755); err != nil {
+		return fmt.Errorf("make shared directory %q: %w", name, err)
+	}
+	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		unix.Rmdir(dir)
+		return fmt.Errorf("attach shared directory %q: %w", name, err)
+	}
+	volumes.made[name] = true
+	return nil
+}
