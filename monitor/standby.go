@@ -27,16 +27,18 @@ import (
 	"manis/vmm/qemu"
 )
 
-// Standby is a machine that waits for a container: it was cloned from a template and has run a
-// container of no use already, so that what a start executes has been executed once. Its process
+// Standby is a machine that waits for a container: it was cloned from a template, and it, or the machine that it is
+// a copy of, has run a container of no use already, so that what a start executes has been executed once. Its process
 // becomes the monitor of the container that claims it, and belongs to nobody else from then on.
 type Standby struct {
 	sandbox  *sandbox.Sandbox
 	template *template.Template
-	key      string
-	guest    network.Addresses // as they were set up
-	dir      string            // with the rehearsal's disks
-	pool     string            // the directory of the pool that it belongs to; empty: none
+	// exercised: it was continued from a machine that had rehearsed.
+	exercised bool
+	key       string
+	guest     network.Addresses // as they were set up
+	dir       string            // with the rehearsal's disks
+	pool      string            // the directory of the pool that it belongs to; empty: none
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration.
@@ -253,8 +255,7 @@ func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, f
 	return r.ID, first, log, nil
 }
 
-// newStandby makes a machine that has run a container of no use. It does so also in one that was saved after it
-// had: that brings what starts use into memory, and shows that the machine works.
+// newStandby makes a machine that has run a container of no use, or is a copy of one that has.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
@@ -278,6 +279,9 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 		return nil, err
 	}
 	s.pool = places.Pool()
+	if s.exercised {
+		return s, nil // it has answered, and what a rehearsal would still save takes the next machine's time
+	}
 	if err := s.rehearse(ctx, places, 1); err != nil {
 		s.release()
 		return nil, err
@@ -307,7 +311,7 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	}
 	s.guest = stack.Guest()
 	stack.Close()
-	s.sandbox, _, err = startClone(ctx, sandbox.Config{
+	s.sandbox, s.exercised, err = startClone(ctx, sandbox.Config{
 		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
 		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
 	}, t)
