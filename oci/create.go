@@ -151,11 +151,16 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if st.Birth, err = birthOf(st.PID); err != nil {
 		return nil, fmt.Errorf("start the container's proxy: %w", err)
 	}
-	dir, err := a.podDir(id)
+	joined, err := a.findJoins(plan.Namespaces)
 	if err != nil {
 		return nil, err
 	}
-	st.Pod = dir
+	if st.Pod = joined.pod; st.Pod == "" {
+		if st.Pod, err = a.podDir(id); err != nil {
+			return nil, err
+		}
+		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+	}
 	if hooks := st.Hooks; hooks != nil {
 		creating := st.specState(specs.StateCreating)
 		for _, h := range []struct {
@@ -172,15 +177,18 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if err := proxy.Show(&view); err != nil {
 		return nil, err
 	}
-	client, err := a.startPod(dir)
-	if err != nil {
-		return nil, err
+	client := pod.At(pod.Socket(st.Pod))
+	if joined.pod == "" {
+		if err := a.startPod(st.Pod); err != nil {
+			return nil, err
+		}
 	}
 	config, err := json.Marshal(b.Spec)
 	if err != nil {
 		return nil, err
 	}
 	request := &pod.CreateRequest{ID: id, Bundle: b.Dir, Config: config, Accel: b.Spec.Annotations["manis.accel"], Boot: b.Spec.Annotations["manis.boot"]}
+	request.JoinPID, request.JoinIPC, request.JoinUTS = joined.with[specs.PIDNamespace], joined.with[specs.IPCNamespace], joined.with[specs.UTSNamespace]
 	if netns != "" || newNetns {
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
@@ -252,22 +260,22 @@ func (a *app) podDir(id string) (string, error) {
 }
 
 // startPod starts the process of a pod.
-func (a *app) startPod(dir string) (*pod.Client, error) {
+func (a *app) startPod(dir string) error {
 	listener, err := net.Listen("unix", pod.Socket(dir))
 	if err != nil {
-		return nil, fmt.Errorf("listen for the pod: %w", err)
+		return fmt.Errorf("listen for the pod: %w", err)
 	}
 	unixListener := listener.(*net.UnixListener)
 	unixListener.SetUnlinkOnClose(false)
 	defer listener.Close()
 	file, err := unixListener.File()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer file.Close()
 	words, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("make the pod's log: %w", err)
+		return fmt.Errorf("make the pod's log: %w", err)
 	}
 	defer words.Close()
 	cmd := exec.Command("/proc/self/exe", pod.Word, dir)
@@ -278,10 +286,9 @@ func (a *app) startPod(dir string) (*pod.Client, error) {
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the pod: %w", err)
+		return fmt.Errorf("start the pod: %w", err)
 	}
-	cmd.Process.Release()
-	return pod.At(pod.Socket(dir)), nil
+	return cmd.Process.Release()
 }
 
 func sizeOf(terminal *os.File) (rows, columns uint32) {

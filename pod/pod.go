@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type Pod struct {
 
 	// making is held while a container is being made: the first one makes the machine.
 	making sync.Mutex
+	made   int // containers so far
 
 	mu       sync.Mutex
 	members  map[string]*member
@@ -81,12 +83,13 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 		return err
 	}
 	plan.Create.Id = r.ID
-	plan.Create.Rootfs.Share = bindsTag + "/" + rootEntry
+	plan.Create.JoinPid, plan.Create.JoinIpc, plan.Create.JoinUts = r.JoinPID, r.JoinIPC, r.JoinUTS
 	plan.Create.Process.Rows, plan.Create.Process.Columns = r.Rows, r.Columns
+	entries := p.entries(plan)
 	if p.sandbox == nil {
-		err = p.start(ctx, r, plan)
+		err = p.start(ctx, r, plan, entries)
 	} else {
-		err = fmt.Errorf("more than one container in a machine is not there yet")
+		err = p.admit(ctx, entries)
 	}
 	if err != nil {
 		return err
@@ -113,8 +116,44 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 	return nil
 }
 
+// entries are what a container has of the host's files. Their names are the container's own.
+func (p *Pod) entries(plan *bundle.Plan) []vmm.ShareEntry {
+	prefix := strconv.Itoa(p.made) + "."
+	p.made++
+	root := vmm.ShareEntry{Name: prefix + rootEntry, HostPath: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}
+	plan.Create.Rootfs.Share = bindsTag + "/" + root.Name
+	list := []vmm.ShareEntry{root}
+	renamed := make(map[string]string)
+	for _, b := range plan.Binds {
+		renamed[bindsTag+"/"+b.Name] = bindsTag + "/" + prefix + b.Name
+		list = append(list, vmm.ShareEntry{Name: prefix + b.Name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, File: b.File})
+	}
+	for _, m := range plan.Create.Mounts {
+		if source, ok := renamed[m.Source]; ok && m.Type == "share" {
+			m.Source = source
+		}
+	}
+	return list
+}
+
+// admit shows a running machine the files of a further container.
+func (p *Pod) admit(ctx context.Context, entries []vmm.ShareEntry) error {
+	p.mu.Lock()
+	live := p.live()
+	p.mu.Unlock()
+	if live <= 1 { // the new one itself
+		return fmt.Errorf("%w: the other containers of its pod have stopped", ErrState)
+	}
+	for _, e := range entries {
+		if err := p.sandbox.VM().Share(ctx, bindsTag, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // start makes the machine.
-func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan) (err error) {
+func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan, entries []vmm.ShareEntry) (err error) {
 	// What of a machine's size and origin a container of the command line has, too.
 	cfg := &container.Config{Accel: r.Accel, Boot: r.Boot, Resources: plan.Resources}
 	vm, driver, err := monitor.Machine(ctx, p.places, cfg)
@@ -122,11 +161,7 @@ func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan) (e
 		return err
 	}
 	vm.RunDir = p.dir
-	share := vmm.Share{Tag: bindsTag, Entries: []vmm.ShareEntry{{Name: rootEntry, HostPath: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}}}
-	for _, b := range plan.Binds {
-		share.Entries = append(share.Entries, vmm.ShareEntry{Name: b.Name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, File: b.File})
-	}
-	vm.Shares = []vmm.Share{share}
+	vm.Shares = []vmm.Share{{Tag: bindsTag, Entries: entries, Grows: true}}
 	config := sandbox.Config{
 		Driver: driver, VM: vm,
 		Setup: &agent.SetupRequest{

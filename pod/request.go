@@ -52,6 +52,8 @@ type CreateRequest struct {
 	// Netns is a path of the network namespace whose interfaces the machine takes over. It
 	// counts for a pod's first container.
 	Netns string
+	// JoinPID, JoinIPC and JoinUTS are containers of the pod whose namespaces this one has.
+	JoinPID, JoinIPC, JoinUTS string
 	// Accel and Boot are as in container.Config.
 	Accel, Boot string
 	// Rows and Columns are the terminal's size, 0 if unknown.

@@ -1240,7 +1240,12 @@ type CreateContainerRequest struct {
 	// What hooks read from their standard input: the container's state as JSON (runtime-spec,
 	// "State"), an object without the members id and pid, which the agent adds. It is
 	// not parsed; empty is "{}".
-	HookState     string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
+	HookState string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
+	// Containers whose first process runs and whose namespaces this one has instead of
+	// its own or the sandbox's.
+	JoinPid       string `protobuf:"bytes,26,opt,name=join_pid,json=joinPid,proto3" json:"join_pid,omitempty"`
+	JoinIpc       string `protobuf:"bytes,27,opt,name=join_ipc,json=joinIpc,proto3" json:"join_ipc,omitempty"`
+	JoinUts       string `protobuf:"bytes,28,opt,name=join_uts,json=joinUts,proto3" json:"join_uts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1446,6 +1451,27 @@ func (x *CreateContainerRequest) GetStartHooks() []*Hook {
 func (x *CreateContainerRequest) GetHookState() string {
 	if x != nil {
 		return x.HookState
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetJoinPid() string {
+	if x != nil {
+		return x.JoinPid
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetJoinIpc() string {
+	if x != nil {
+		return x.JoinIpc
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetJoinUts() string {
+	if x != nil {
+		return x.JoinUts
 	}
 	return ""
 }
@@ -4074,7 +4100,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x16suppress_prefix_length\x18\x12 \x01(\x05R\x14suppressPrefixLength\x12\x12\n" +
 	"\x04goto\x18\x13 \x01(\rR\x04goto\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xe7\b\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xb8\t\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -4107,7 +4133,10 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vstart_hooks\x18\x18 \x03(\v2\x14.manis.agent.v1.HookR\n" +
 	"startHooks\x12\x1d\n" +
 	"\n" +
-	"hook_state\x18\x19 \x01(\tR\thookState\x1a:\n" +
+	"hook_state\x18\x19 \x01(\tR\thookState\x12\x19\n" +
+	"\bjoin_pid\x18\x1a \x01(\tR\ajoinPid\x12\x19\n" +
+	"\bjoin_ipc\x18\x1b \x01(\tR\ajoinIpc\x12\x19\n" +
+	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
