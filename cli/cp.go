@@ -104,8 +104,10 @@ type copying struct {
 	container *container.Container
 	client    *monitor.Client
 	// lent is set when the container does not run and its machine is there for this copy.
-	lent  bool
-	flags cpFlags
+	lent bool
+	// hungUp is set when the connection was ended from here: the monitor did not.
+	hungUp bool
+	flags  cpFlags
 }
 
 // errNotBegun ends a copy whose container ended before anything was copied.
@@ -122,7 +124,7 @@ func (c *copying) with(ctx context.Context, name string, transfer func() (int64,
 	case err == nil || ctx.Err() != nil:
 	case !c.lent && grpcstatus.Code(err) == codes.Aborted:
 		err = errNotBegun
-	case lost(c.client) && !errors.Is(err, errNotBegun):
+	case lost(c.client) && !c.hungUp && !errors.Is(err, errNotBegun):
 		err = c.client.Lost()
 	}
 	if closeErr := c.close(ctx); err == nil {
@@ -317,18 +319,18 @@ func (c *copying) fetch(ctx context.Context, src string, use func(io.Reader) (in
 		}
 		answered <- err
 	}()
-	n, err := use(stream)
+	from := &watched{Conn: stream}
+	n, err := use(from)
 	if err != nil {
 		stream.SetDeadline(time.Unix(1, 0))
 		stream.Close()
-		// What the container's side says is the reason when it failed first. It is
-		// said once.
-		select {
-		case remote := <-answered:
-			if remote != nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		if from.err != nil {
+			// It may have ended in the middle: why is in the answer, which comes after it.
+			if remote := <-answered; remote != nil {
 				err = remote
 			}
-		default:
+		} else {
+			c.hungUp = true
 			c.client.Close() // ends the request
 			<-answered
 		}
@@ -439,8 +441,9 @@ func (c *copying) send(ctx context.Context, dir string, write func(io.Writer) (i
 		err error
 	}
 	done := make(chan written, 1)
+	to := &watched{Conn: stream}
 	go func() {
-		n, err := write(onlyWrite{stream})
+		n, err := write(onlyWrite{to})
 		if err != nil {
 			// An archive without its end is an error on the other side too.
 			c.a.abort(stream)
@@ -457,9 +460,10 @@ func (c *copying) send(ctx context.Context, dir string, write func(io.Writer) (i
 	switch {
 	case ctx.Err() != nil:
 		return w.n, context.Cause(ctx)
-	case w.err != nil && (err == nil || !errors.Is(w.err, os.ErrDeadlineExceeded)) && !isClosed(w.err):
+	case w.err != nil && (err == nil || to.err == nil):
 		return w.n, w.err
 	}
+	// A stream that broke, or was ended above, says less than the answer.
 	return w.n, err
 }
 
@@ -469,7 +473,28 @@ func (a *app) abort(stream net.Conn) {
 	stream.Close()
 }
 
-func isClosed(err error) bool { return errors.Is(err, net.ErrClosed) || errors.Is(err, unix.EPIPE) }
+// watched remembers the first error of a stream, or its end, which tells them from those of
+// what is at its other end on the host. It is for one reader or writer.
+type watched struct {
+	net.Conn
+	err error
+}
+
+func (w *watched) Read(b []byte) (int, error) {
+	n, err := w.Conn.Read(b)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	n, err := w.Conn.Write(b)
+	if w.err == nil {
+		w.err = err
+	}
+	return n, err
+}
 
 // onlyWrite hides everything else that a connection can do.
 type onlyWrite struct{ io.Writer }

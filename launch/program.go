@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"strings"
@@ -164,6 +165,21 @@ func (p *Program) Open(path string, flags int, perm uint32) Slot {
 	s := p.slot()
 	p.add("open "+path, must, unix.SYS_OPENAT, at(unix.AT_FDCWD), path, flags|unix.O_CLOEXEC, int(perm)).save = int8(s) + 1
 	return s
+}
+
+// OpenTree appends open_tree(2) of a path.
+func (p *Program) OpenTree(path string, flags int) Slot {
+	s := p.slot()
+	p.add("open "+path, must, unix.SYS_OPEN_TREE, at(unix.AT_FDCWD), path, flags|unix.OPEN_TREE_CLOEXEC).save = int8(s) + 1
+	return s
+}
+
+// SetMountAttr appends mount_setattr(2) of a mount that OpenTree returned.
+func (p *Program) SetMountAttr(what string, tree Slot, flags int, set, clear uint64) {
+	attr := make([]byte, 32) // struct mount_attr: set, clear, propagation, userns_fd
+	binary.NativeEndian.PutUint64(attr, set)
+	binary.NativeEndian.PutUint64(attr[8:], clear)
+	p.Call(what, unix.SYS_MOUNT_SETATTR, tree, "", flags|unix.AT_EMPTY_PATH, attr, len(attr))
 }
 
 // Close closes a descriptor that Open returned; the slot is not to be used again.

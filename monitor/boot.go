@@ -18,8 +18,8 @@ import (
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
+	"manis/snapshot"
 	"manis/storage"
-	"manis/template"
 	"manis/trace"
 	"manis/vmm"
 	"manis/vmm/qemu"
@@ -37,15 +37,14 @@ const (
 // machine is a booted sandbox with the request for the container in it, and
 // what must be released after it.
 type machine struct {
-	sandbox  *sandbox.Sandbox
-	request  *agent.CreateContainerRequest
-	ports    []container.Port
-	address  string
-	gateway  string
-	mac      string
-	boot     string             // see container.State
-	template *template.Template // when it is from one
-	setup    *agent.SetupRequest
+	sandbox *sandbox.Sandbox
+	request *agent.CreateContainerRequest
+	ports   []container.Port
+	address string
+	gateway string
+	mac     string
+	boot    string // see container.State
+	setup   *agent.SetupRequest
 	// continued: the container is in it already, and hook is to be run there.
 	continued bool
 	hook      []string
@@ -84,8 +83,13 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if m.state.Continued || m.copying {
 		from = "" // only a container's first round goes on from it
 	}
+	var saved *snapshot.Snapshot
 	if from != "" {
-		if err := m.fork(ctx, from); err != nil {
+		if saved, err = snapshot.Open(m.places.Snapshots()).Use(from); err != nil {
+			return b, err
+		}
+		defer saved.Close()
+		if err := m.fork(ctx, saved); err != nil {
 			return b, err
 		}
 	}
@@ -98,8 +102,8 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if err := m.connect(ctx, b, &cfg, &env); err != nil {
 		return b, err
 	}
-	if from != "" {
-		return b, m.goOn(ctx, b, &cfg, from)
+	if saved != nil {
+		return b, m.goOn(ctx, b, &cfg, saved)
 	}
 	if b.request, err = spec.Build(m.cfg, env); err != nil {
 		return b, err
@@ -108,21 +112,13 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	if m.claimed(ctx, b, &cfg) {
 		return b, nil
 	}
-	if err := m.template(ctx, b, &cfg, driver); err != nil {
+	started, err := Start(ctx, m.places, m.cfg, cfg, driver)
+	if err != nil {
 		return b, err
 	}
-	b.sandbox, err = sandbox.Start(ctx, cfg)
-	if cfg.VM.Saved != nil && errors.Is(err, vmm.ErrRejected) {
-		reason := err
-		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", reason)
-		cfg.VM.Saved, cfg.VM.Frozen = nil, b.template.Frozen()
-		b.boot = "template " + b.template.Info.Key
-		// Where nothing can be started it is not the saved machine's fault.
-		if b.sandbox, err = sandbox.Start(ctx, cfg); err == nil {
-			b.template.Distrust(reason)
-		}
-	}
-	return b, err
+	b.later(started.Release)
+	b.sandbox, b.boot = started.Sandbox, started.Boot
+	return b, nil
 }
 
 // Machine is the machine that a container of this configuration gets, without its

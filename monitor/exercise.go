@@ -7,13 +7,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"manis/container"
+	"manis/host/priority"
 	"manis/network"
 	"manis/place"
 	"manis/sandbox"
@@ -101,7 +99,7 @@ const rehearseTime = 5 * time.Minute
 func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, rehearseTime)
 	defer cancel()
-	yield()
+	priority.Give(os.Getpid(), priority.Idle) // and what it starts
 	places, err := place.Find("", "")
 	if err != nil {
 		return err
@@ -122,15 +120,4 @@ func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	}
 	t.Relinquish()
 	return Exercise(ctx, places, driver, t, vm, false)
-}
-
-// yield gives this process, and the processes that it starts, what nobody else wants of the
-// processor.
-func yield() {
-	tasks, _ := os.ReadDir("/proc/self/task")
-	for _, t := range tasks {
-		if tid, err := strconv.Atoi(t.Name()); err == nil {
-			unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0)
-		}
-	}
 }

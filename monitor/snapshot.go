@@ -162,33 +162,23 @@ func (r *round) unpark() {
 }
 
 // goOn makes the machine of a container that goes on from a snapshot.
-func (m *Monitor) goOn(ctx context.Context, b *machine, cfg *sandbox.Config, name string) error {
+func (m *Monitor) goOn(ctx context.Context, b *machine, cfg *sandbox.Config, s *snapshot.Snapshot) (err error) {
 	ctx, span := trace.Start(ctx, "snapshot")
 	defer span.End()
-	s, err := snapshot.Open(m.places.Snapshots()).Use(name)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
 	vm := TemplateOf(cfg.VM)
 	vm.Saved = s.Machine()
 	cfg.VM = vm
 	if cfg.MAC == "" {
 		cfg.MAC = templateMAC
 	}
-	b.boot, b.continued, b.hook = "snapshot "+name, true, s.Info.Hook
+	b.boot, b.continued, b.hook = "snapshot "+m.cfg.Snapshot, true, s.Info.Hook
 	b.request = &agent.CreateContainerRequest{Id: containerID, Process: &agent.Process{}}
 	b.sandbox, err = sandbox.Start(ctx, *cfg)
 	return err
 }
 
 // fork puts the snapshot's writable layer in the place of the container's.
-func (m *Monitor) fork(ctx context.Context, name string) error {
-	s, err := snapshot.Open(m.places.Snapshots()).Use(name)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+func (m *Monitor) fork(ctx context.Context, s *snapshot.Snapshot) error {
 	disk, err := s.Scratch()
 	if disk == nil || err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 
 	"manis/api/agent"
 	"manis/container"
+	"manis/host/priority"
 	"manis/network"
 	"manis/place"
 	"manis/pool"
@@ -26,16 +27,18 @@ import (
 	"manis/vmm/qemu"
 )
 
-// Standby is a machine that waits for a container: it was cloned from a template and has run a
-// container of no use already, so that what a start executes has been executed once. Its process
+// Standby is a machine that waits for a container: it was cloned from a template, and it, or the machine that it is
+// a copy of, has run a container of no use already, so that what a start executes has been executed once. Its process
 // becomes the monitor of the container that claims it, and belongs to nobody else from then on.
 type Standby struct {
 	sandbox  *sandbox.Sandbox
 	template *template.Template
-	key      string
-	guest    network.Addresses // as they were set up
-	dir      string            // with the rehearsal's disks
-	pool     string            // the directory of the pool that it belongs to; empty: none
+	// exercised: it was continued from a machine that had rehearsed.
+	exercised bool
+	key       string
+	guest     network.Addresses // as they were set up
+	dir       string            // with the rehearsal's disks
+	pool      string            // the directory of the pool that it belongs to; empty: none
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration.
@@ -252,8 +255,7 @@ func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, f
 	return r.ID, first, log, nil
 }
 
-// newStandby makes a machine that has run a container of no use. It does so also in one that was saved after it
-// had: that brings what starts use into memory, and shows that the machine works.
+// newStandby makes a machine that has run a container of no use, or is a copy of one that has.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
@@ -277,6 +279,9 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 		return nil, err
 	}
 	s.pool = places.Pool()
+	if s.exercised {
+		return s, nil // it has answered, and what a rehearsal would still save takes the next machine's time
+	}
 	if err := s.rehearse(ctx, places, 1); err != nil {
 		s.release()
 		return nil, err
@@ -298,8 +303,7 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	if err := os.Mkdir(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	vm.RunDir = s.dir
-	vm.Saved = t.Saved()
+	vm.RunDir, vm.CodeCache = s.dir, standbyCode
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
@@ -307,22 +311,10 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	}
 	s.guest = stack.Guest()
 	stack.Close()
-	start := func() (*sandbox.Sandbox, error) {
-		if vm.Saved == nil {
-			vm.Frozen, vm.CodeCache = t.Frozen(), standbyCode
-		}
-		return sandbox.Start(ctx, sandbox.Config{
-			Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
-			Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
-		})
-	}
-	s.sandbox, err = start()
-	if reason := err; vm.Saved != nil && errors.Is(reason, vmm.ErrRejected) {
-		vm.Saved = nil
-		if s.sandbox, err = start(); err == nil {
-			t.Distrust(reason)
-		}
-	}
+	s.sandbox, s.exercised, err = startClone(ctx, sandbox.Config{
+		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
+	}, t)
 	return s, err
 }
 
@@ -343,14 +335,8 @@ func (s *Standby) release() {
 // hurry gives the machine the scheduling of ordinary processes: it was made when nobody else
 // wanted the processor.
 func (s *Standby) hurry() {
-	for _, pid := range []int{os.Getpid(), s.sandbox.VM().Info().PID} {
-		tasks, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-		for _, t := range tasks {
-			if tid, err := strconv.Atoi(t.Name()); err == nil {
-				unix.SchedSetAttr(tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
-			}
-		}
-	}
+	priority.Give(os.Getpid(), priority.Ordinary)
+	priority.Give(s.sandbox.VM().Info().PID, priority.Ordinary)
 }
 
 // claimed makes the machine that has waited this container's, if there is one that still works.

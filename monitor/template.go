@@ -2,10 +2,12 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
+	"manis/container"
 	"manis/place"
 	"manis/sandbox"
 	"manis/template"
@@ -53,39 +55,88 @@ func TemplateOf(c vmm.Config) vmm.Config {
 	return c
 }
 
-// template makes the machine go on from a template instead of booting. Where that cannot
-// be it boots, and the reason is kept in the state and the monitor's log.
-func (m *Monitor) template(ctx context.Context, b *machine, cfg *sandbox.Config, driver *qemu.Driver) error {
-	b.boot = "cold (asked for)"
-	if m.cfg.Boot == "cold" {
-		return nil
+// Started is a machine that Start has made.
+type Started struct {
+	Sandbox *sandbox.Sandbox
+	// Boot says where it came from, see container.State.
+	Boot     string
+	template *template.Template
+}
+
+// Release gives back what the machine goes on from. It comes after the end of the machine.
+func (s *Started) Release() {
+	if s.template != nil {
+		s.template.Close()
+	}
+}
+
+// Start makes the machine that config describes, which is of the size that cfg asks for: from a
+// template, or where that cannot be by booting; the reason is in Boot and on standard error. Without
+// an error the caller releases what it returns.
+func Start(ctx context.Context, places *place.Places, cfg *container.Config, config sandbox.Config, driver *qemu.Driver) (*Started, error) {
+	t, boot, err := templateFor(ctx, places, cfg, &config, driver)
+	if err != nil {
+		return nil, err
+	}
+	s := &Started{Boot: boot, template: t}
+	if t == nil {
+		s.Sandbox, err = sandbox.Start(ctx, config)
+	} else {
+		var exercised bool
+		if s.Sandbox, exercised, err = startClone(ctx, config, t); exercised {
+			s.Boot += ", exercised"
+		}
+	}
+	if err != nil {
+		s.Release()
+		return nil, err
+	}
+	return s, nil
+}
+
+// templateFor finds the template of a machine and makes config one that goes on from it. There is
+// none where the machine has to boot.
+func templateFor(ctx context.Context, places *place.Places, cfg *container.Config, config *sandbox.Config, driver *qemu.Driver) (*template.Template, string, error) {
+	if cfg.Boot == "cold" {
+		return nil, "cold (asked for)", nil
 	}
 	ctx, span := trace.Start(ctx, "template")
 	defer span.End()
-	vm := TemplateOf(cfg.VM)
-	t, err := Templates(m.places, driver).Get(ctx, vm, nil)
+	vm := TemplateOf(config.VM)
+	t, err := Templates(places, driver).Get(ctx, vm, nil)
 	if err != nil {
-		if ctx.Err() != nil || m.cfg.Boot == "template" {
-			return err
+		if ctx.Err() != nil || cfg.Boot == "template" {
+			return nil, "", err
 		}
-		b.boot = fmt.Sprintf("cold (%v)", err)
 		fmt.Fprintf(os.Stderr, "booting instead of cloning a template: %v\n", err)
-		return nil
+		return nil, fmt.Sprintf("cold (%v)", err), nil
 	}
-	b.later(t.Close)
-	b.template, b.boot = t, "template "+t.Info.Key
-	if vm.Saved = t.Saved(); vm.Saved != nil {
-		b.boot += ", exercised"
-	} else {
-		vm.Frozen = t.Frozen()
-		if !t.Built {
-			// The second start of a size: there may be more.
-			exerciseLater(m.places, t, m.cfg)
+	if t.Saved() == nil && !t.Built {
+		// The second start of a size: there may be more.
+		exerciseLater(places, t, cfg)
+	}
+	config.VM = vm
+	if config.MAC == "" {
+		config.MAC = templateMAC
+	}
+	return t, "template " + t.Info.Key, nil
+}
+
+// startClone starts a machine that goes on from a template: from the saved one, when there is one that can be
+// continued, else from the frozen one. exercised says which it was.
+func startClone(ctx context.Context, cfg sandbox.Config, t *template.Template) (s *sandbox.Sandbox, exercised bool, err error) {
+	var rejected error
+	if cfg.VM.Saved = t.Saved(); cfg.VM.Saved != nil {
+		if s, err = sandbox.Start(ctx, cfg); err == nil || !errors.Is(err, vmm.ErrRejected) {
+			return s, true, err
 		}
+		rejected = err
+		fmt.Fprintf(os.Stderr, "cloning the template instead of continuing a saved machine: %v\n", rejected)
 	}
-	cfg.VM = vm
-	if cfg.MAC == "" {
-		cfg.MAC = templateMAC
+	cfg.VM.Saved, cfg.VM.Frozen = nil, t.Frozen()
+	// Where nothing can be started it is not the saved machine's fault.
+	if s, err = sandbox.Start(ctx, cfg); err == nil && rejected != nil {
+		t.Distrust(rejected)
 	}
-	return nil
+	return s, false, err
 }

@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,8 +52,17 @@ func Find(root, run string) (*Places, error) {
 		Run:  first(run, os.Getenv(RunVariable)),
 	}
 	uid := os.Geteuid()
+	lender, borrowed := borrowed()
+	system := uid == 0 && !borrowed
 	home := func(parts ...string) (string, error) {
 		h, err := os.UserHomeDir()
+		if err != nil && borrowed {
+			// Podman leaves HOME out of some calls.
+			var u *user.User
+			if u, err = user.LookupId(lender); err == nil {
+				h = u.HomeDir
+			}
+		}
 		if err != nil {
 			return "", fmt.Errorf("find manis's directories: %w (set HOME, or %s)", err, RootVariable)
 		}
@@ -60,7 +71,7 @@ func Find(root, run string) (*Places, error) {
 	var err error
 	if p.Root == "" {
 		switch data := os.Getenv("XDG_DATA_HOME"); {
-		case uid == 0:
+		case system:
 			p.Root = "/var/lib/manis"
 		case filepath.IsAbs(data):
 			p.Root = filepath.Join(data, "manis")
@@ -72,7 +83,7 @@ func Find(root, run string) (*Places, error) {
 	}
 	if p.Run == "" {
 		switch runtime := os.Getenv("XDG_RUNTIME_DIR"); {
-		case uid == 0:
+		case system:
 			p.Run = "/run/manis"
 		case filepath.IsAbs(runtime) && owned(runtime, uid) == nil:
 			p.Run = filepath.Join(runtime, "manis")
@@ -85,7 +96,7 @@ func Find(root, run string) (*Places, error) {
 	switch cache := os.Getenv("XDG_CACHE_HOME"); {
 	case filepath.IsAbs(cache):
 		p.Cache = filepath.Join(cache, "manis")
-	case uid == 0:
+	case system:
 		p.Cache = "/var/cache/manis"
 	default:
 		if p.Cache, err = home(".cache", "manis"); err != nil {
@@ -98,7 +109,7 @@ func Find(root, run string) (*Places, error) {
 		p.Config = os.Getenv(ConfigVariable)
 	case filepath.IsAbs(config):
 		p.Config = filepath.Join(config, "manis")
-	case uid == 0:
+	case system:
 		p.Config = "/etc/manis"
 	default:
 		if p.Config, err = home(".config", "manis"); err != nil {
@@ -114,6 +125,18 @@ func Find(root, run string) (*Places, error) {
 		return nil, fmt.Errorf("run directory %s: longer than %d bytes, too long for the sockets in it (choose another with --run-root or %s)", p.Run, maxRun, RunVariable)
 	}
 	return p, nil
+}
+
+// borrowed reports whether this root is an ordinary user's, and whose: root of a user namespace with
+// that user's runtime directory, as rootless Podman makes it. Its places are the user's.
+func borrowed() (lender string, is bool) {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	fields := strings.Fields(string(b))
+	if err != nil || os.Geteuid() != 0 || len(fields) < 3 || fields[0] != "0" || fields[1] == "0" {
+		return "", false
+	}
+	runtime := os.Getenv("XDG_RUNTIME_DIR")
+	return fields[1], filepath.IsAbs(runtime) && owned(runtime, 0) == nil
 }
 
 // Make creates Root and Run where they are missing, and refuses a run directory

@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/container"
+	"manis/host/priority"
 )
 
 // What a machine's process reports.
@@ -82,7 +82,7 @@ func (m *machine) start(p *Pool, size container.Config) (err error) {
 	cmd.Env, cmd.Dir, cmd.Stderr = p.Environ, "/", &m.said
 	cmd.ExtraFiles = []*os.File{theirs, idleR}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := startIdle(cmd); err != nil {
+	if err := priority.StartIdle(cmd); err != nil {
 		reports.Close()
 		idle.Close()
 		return err
@@ -152,22 +152,6 @@ func (m *machine) follow(ctx context.Context, p *Pool, tell func(report string, 
 	} else if m.err = m.endErr; m.err == nil {
 		m.err = errors.New("it ended")
 	}
-}
-
-// startIdle starts a process that runs when nobody else wants the processor. All its threads
-// and children inherit that from the thread that forks here.
-func startIdle(cmd *exec.Cmd) error {
-	runtime.LockOSThread()
-	policy := func(p uint32) error {
-		return unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: p}, 0)
-	}
-	idle := policy(unix.SCHED_IDLE) == nil
-	err := cmd.Start()
-	// A thread that cannot come back ends with its goroutine, still locked.
-	if !idle || policy(unix.SCHED_NORMAL) == nil {
-		runtime.UnlockOSThread()
-	}
-	return err
 }
 
 // lastWords keeps the beginning of what a process says.

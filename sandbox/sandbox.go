@@ -282,8 +282,15 @@ func (s *Sandbox) Guest() *agent.SetupResponse { return s.guest }
 // VM is the machine under the sandbox.
 func (s *Sandbox) VM() vmm.VM { return s.vm }
 
-// Stream opens a byte stream to the agent; see wire.Client.Stream.
-func (s *Sandbox) Stream() (net.Conn, uint64, error) { return s.current.Load().link.Stream() }
+// Stream opens a byte stream to the agent; see wire.Client.Stream. Its error wraps ErrEnded, as that of a
+// request does, when the machine ended.
+func (s *Sandbox) Stream() (net.Conn, uint64, error) {
+	conn, token, err := s.current.Load().link.Stream()
+	if err != nil && s.linkLost() {
+		err = s.ended()
+	}
+	return conn, token, err
+}
 
 // Done is closed when the machine has ended.
 func (s *Sandbox) Done() <-chan struct{} { return s.vm.Done() }

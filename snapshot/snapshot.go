@@ -14,13 +14,13 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"manis/container"
 	"manis/template"
+	"manis/template/draft"
 	"manis/vmm"
 )
 
@@ -78,46 +78,36 @@ func (s *Store) Create(ctx context.Context, info Info, save template.Exerciser, 
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return fmt.Errorf("make the directory of snapshots: %w", err)
 	}
-	s.sweep()
-	tmp, err := os.MkdirTemp(s.dir, ".new-")
+	draft.Sweep(s.dir)
+	d, err := draft.New(s.dir)
 	if err != nil {
 		return fmt.Errorf("make a snapshot: %w", err)
 	}
-	defer os.RemoveAll(tmp)
-	if err := template.WriteSaved(ctx, tmp, save); err != nil {
+	defer d.Close()
+	if err := template.WriteSaved(ctx, d.Dir, save); err != nil {
 		return fmt.Errorf("save the machine: %w", err)
 	}
 	if info.Scratch {
-		if err := disk(filepath.Join(tmp, scratchName)); err != nil {
+		if err := disk(filepath.Join(d.Dir, scratchName)); err != nil {
 			return fmt.Errorf("copy the writable layer: %w", err)
 		}
 	}
 	info.Created = time.Now()
 	b, err := json.MarshalIndent(info, "", "  ")
 	if err == nil {
-		err = os.WriteFile(filepath.Join(tmp, infoName), b, 0o600)
+		err = os.WriteFile(filepath.Join(d.Dir, infoName), b, 0o600)
 	}
 	if err != nil {
 		return fmt.Errorf("describe the snapshot: %w", err)
 	}
 	// An existing directory with files in it is never replaced.
-	if err := os.Rename(tmp, filepath.Join(s.dir, info.Name)); err != nil {
+	if err := os.Rename(d.Dir, filepath.Join(s.dir, info.Name)); err != nil {
 		if errors.Is(err, fs.ErrExist) || errors.Is(err, unix.ENOTEMPTY) {
 			return fmt.Errorf("%w: %s", ErrExists, info.Name)
 		}
 		return fmt.Errorf("store the snapshot: %w", err)
 	}
 	return nil
-}
-
-// sweep removes what snapshots that were killed while they were made have left.
-func (s *Store) sweep() {
-	entries, _ := os.ReadDir(s.dir)
-	for _, e := range entries {
-		if st, err := e.Info(); err == nil && strings.HasPrefix(e.Name(), ".") && time.Since(st.ModTime()) > time.Hour {
-			os.RemoveAll(filepath.Join(s.dir, e.Name()))
-		}
-	}
 }
 
 // Snapshot is one that a container can go on from, until Close.
@@ -211,12 +201,9 @@ func (s *Store) Remove(name string) error {
 	if _, err := s.Get(name); errors.Is(err, ErrNotFound) {
 		return err
 	}
-	gone, err := os.MkdirTemp(s.dir, ".gone-")
-	if err != nil {
-		return fmt.Errorf("remove snapshot %s: %w", name, err)
-	}
-	if err := os.Rename(filepath.Join(s.dir, name), filepath.Join(gone, name)); err != nil {
-		os.Remove(gone)
+	gone := draft.Gone(s.dir, name)
+	os.RemoveAll(gone) // of a removal that was killed
+	if err := os.Rename(filepath.Join(s.dir, name), gone); err != nil {
 		return fmt.Errorf("remove snapshot %s: %w", name, err)
 	}
 	return os.RemoveAll(gone)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/image/lockfile"
+	"manis/template/draft"
 	"manis/vmm"
 )
 
@@ -40,6 +41,8 @@ type Saved struct {
 
 // errFailed: saving has failed before.
 var errFailed = errors.New("saving an exercised machine has failed since the host's boot (manis template build tries again)")
+
+func failed(reason error) error { return fmt.Errorf("%w: %w", errFailed, reason) }
 
 // Machine is a saved machine that was opened. What was verified is continued and nothing else, whatever
 // comes to its directory meanwhile.
@@ -88,7 +91,7 @@ func OpenSaved(dir string) (_ *Machine, err error) {
 		return nil, errors.New("the host has booted since it was saved")
 	}
 	if info.Failed != "" {
-		return nil, fmt.Errorf("%w: %s", errFailed, info.Failed)
+		return nil, failed(errors.New(info.Failed))
 	}
 	s := &Machine{dir: dir, saved: info.Machine}
 	if s.pages, err = openFile(filepath.Join(dir, pagesName)); err != nil {
@@ -130,7 +133,7 @@ func (t *Template) Distrust(reason error) {
 	dir := t.saved.dir
 	same := t.saved.inPlace()
 	t.saved.Close()
-	t.saved = nil
+	t.saved, t.savedErr = nil, failed(reason)
 	if same {
 		giveUp(dir, reason)
 	}
@@ -181,30 +184,27 @@ func (s *Store) Save(ctx context.Context, t *Template, insist bool, exercise Exe
 	}
 	defer lock.Release()
 	dir := filepath.Join(s.dir, t.Info.Key, savedName)
-	if t.saved, err = OpenSaved(dir); err == nil || errors.Is(err, errFailed) && !insist {
-		return err
+	if t.saved, t.savedErr = OpenSaved(dir); t.savedErr == nil || errors.Is(t.savedErr, errFailed) && !insist {
+		return t.savedErr
 	}
 	if err := s.save(ctx, dir, exercise); err != nil {
 		if ctx.Err() == nil {
 			giveUp(dir, err)
+			t.savedErr = failed(err)
 		}
 		return fmt.Errorf("save an exercised machine: %w", err)
 	}
-	t.saved, err = OpenSaved(dir)
-	return err
+	t.saved, t.savedErr = OpenSaved(dir)
+	return t.savedErr
 }
 
 // saving is the lock of Save.
 func (s *Store) saving(t *Template) string { return filepath.Join(s.dir, "."+t.Info.Key+".saving") }
 
-// WantsSaving reports whether Save would have something to do, and nobody is at it.
+// WantsSaving reports whether Save would have something to do, as far as was known when t was opened,
+// and nobody is at it.
 func (s *Store) WantsSaving(t *Template) bool {
-	if t.saved != nil {
-		return false
-	}
-	there, err := OpenSaved(filepath.Join(s.dir, t.Info.Key, savedName))
-	there.Close()
-	if err == nil || errors.Is(err, errFailed) {
+	if t.saved != nil || errors.Is(t.savedErr, errFailed) {
 		return false
 	}
 	lock, err := lockfile.Try(s.saving(t), lockfile.Exclusive, true)
@@ -216,20 +216,20 @@ func (s *Store) WantsSaving(t *Template) bool {
 }
 
 func (s *Store) save(ctx context.Context, dir string, exercise Exerciser) error {
-	s.sweepRests()
-	tmp, remove, err := s.aside()
+	draft.Sweep(s.dir)
+	d, err := draft.New(s.dir)
 	if err != nil {
 		return err
 	}
-	defer remove()
-	if err := WriteSaved(ctx, tmp, exercise); err != nil {
+	defer d.Close()
+	if err := WriteSaved(ctx, d.Dir, exercise); err != nil {
 		return err
 	}
 	// One of an earlier boot, or a damaged one, is in the way.
 	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.Rename(tmp, dir)
+	return os.Rename(d.Dir, dir)
 }
 
 // WriteSaved has a machine saved into a directory of this user's alone.

@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/image/lockfile"
+	"manis/template/draft"
 	"manis/vmm"
 )
 
@@ -85,6 +86,8 @@ type Template struct {
 	memory *os.File
 	state  *os.File
 	saved  *Machine
+	// savedErr is why there is none.
+	savedErr error
 }
 
 // Frozen is what a clone starts from. The state's file is the template's, and only one
@@ -208,9 +211,7 @@ func (s *Store) open(key string) (*Template, error) {
 		t.Close()
 		return nil, fmt.Errorf("use template: %w", err)
 	}
-	if t.saved, err = OpenSaved(filepath.Join(dir, savedName)); err != nil {
-		t.saved = nil // it is made anew
-	}
+	t.saved, t.savedErr = OpenSaved(filepath.Join(dir, savedName)) // without, it is made anew
 	now := time.Now()
 	os.Chtimes(filepath.Join(dir, infoName), now, now) // when it was last used
 	return t, nil
@@ -244,11 +245,12 @@ func (t *Template) check(dir string) error {
 // lock of the key is held.
 func (s *Store) build(ctx context.Context, key string, inputs map[string]string, c vmm.Config) (err error) {
 	begun := time.Now()
-	tmp, remove, err := s.aside()
+	d, err := draft.New(s.dir)
 	if err != nil {
 		return err
 	}
-	defer remove()
+	defer d.Close()
+	tmp := d.Dir
 	memoryPath, statePath := filepath.Join(tmp, memoryName), filepath.Join(tmp, stateName)
 	timeout := bootTime
 	for attempt := 1; ; attempt++ {
@@ -442,7 +444,7 @@ func (s *Store) Remove(key string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove template %.12s: %w", key, err)
 	}
-	gone := filepath.Join(s.dir, ".gone-"+key)
+	gone := draft.Gone(s.dir, key)
 	os.RemoveAll(gone)
 	if err := os.Rename(dir, gone); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
@@ -454,9 +456,6 @@ func (s *Store) Remove(key string) error {
 	os.Remove(filepath.Join(s.dir, "."+key+".saving"))
 	return os.RemoveAll(gone)
 }
-
-// restTime is more than it takes to lock a directory that was just made.
-const restTime = 5 * time.Second
 
 // unusedTime is after how long without use a template goes when another one is built.
 const unusedTime = 14 * 24 * time.Hour
@@ -473,44 +472,7 @@ func (s *Store) sweep() {
 			s.Remove(i.Key)
 		}
 	}
-	s.sweepRests()
-}
-
-// aside makes a directory in which something is made before it is put in place. It is locked for as long as
-// this process is at it.
-func (s *Store) aside() (dir string, remove func(), err error) {
-	if dir, err = os.MkdirTemp(s.dir, ".new-"); err != nil {
-		return "", nil, err
-	}
-	lock, err := lockfile.Try(dir, lockfile.Exclusive, false)
-	if err != nil {
-		os.RemoveAll(dir)
-		return "", nil, err
-	}
-	return dir, func() {
-		os.RemoveAll(dir)
-		lock.Release()
-	}, nil
-}
-
-// sweepRests removes what builds and savings that were killed have left: what is old enough to be locked, and
-// is not.
-func (s *Store) sweepRests() {
-	entries, _ := os.ReadDir(s.dir)
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".new-") && !strings.HasPrefix(e.Name(), ".gone-") {
-			continue
-		}
-		st, err := e.Info()
-		if err != nil || time.Since(st.ModTime()) < restTime {
-			continue
-		}
-		path := filepath.Join(s.dir, e.Name())
-		if lock, err := lockfile.Try(path, lockfile.Exclusive, false); err == nil && lock != nil {
-			os.RemoveAll(path)
-			lock.Release()
-		}
-	}
+	draft.Sweep(s.dir)
 }
 
 // current reports whether a machine could still have this template.

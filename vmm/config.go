@@ -130,6 +130,9 @@ type Share struct {
 	// far as the VMM's user may set them.
 	MapOwnership bool
 	Entries      []ShareEntry
+	// Grows: Share may add entries while the VM runs, so that its monitor has the rights that
+	// these could need from the start.
+	Grows bool
 }
 
 // ShareEntry is one host directory, or file, of a Share.
@@ -231,13 +234,24 @@ func checkEntries(s Share) error {
 	}
 	names := map[string]bool{}
 	for _, e := range s.Entries {
-		if !plain(e.Name, 64) || names[e.Name] {
-			return fmt.Errorf("entry name %q is not 1 to 64 letters, digits, '-', '_', '.', or not unique", e.Name)
+		if err := e.Check(); err != nil {
+			return err
+		}
+		if names[e.Name] {
+			return fmt.Errorf("entry name %q is not unique", e.Name)
 		}
 		names[e.Name] = true
-		if !strings.HasPrefix(e.HostPath, "/") || strings.IndexByte(e.HostPath, 0) >= 0 {
-			return fmt.Errorf("host path %q is not absolute", e.HostPath)
-		}
+	}
+	return nil
+}
+
+// Check says what is wrong with e.
+func (e *ShareEntry) Check() error {
+	switch {
+	case !plain(e.Name, 64):
+		return fmt.Errorf("entry name %q is not 1 to 64 letters, digits, '-', '_', '.'", e.Name)
+	case !strings.HasPrefix(e.HostPath, "/") || strings.IndexByte(e.HostPath, 0) >= 0:
+		return fmt.Errorf("host path %q is not absolute", e.HostPath)
 	}
 	return nil
 }

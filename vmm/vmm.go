@@ -75,6 +75,8 @@ type VM interface {
 	// the start, in place of what it holds, while the guest does not use the disk. The
 	// file is duplicated. Without a file the slot is empty again.
 	Insert(ctx context.Context, d Disk) error
+	// Share adds an entry to a share that Grows. The guest sees it at once.
+	Share(ctx context.Context, tag string, e ShareEntry) error
 	// Freeze stops a VM with a MemoryFile for good and writes to state what is not in that
 	// file. The caller kills the VM in any case; after success memory and state
 	// are what Frozen takes.

@@ -375,9 +375,13 @@ func (x *SetupResponse) GetAgentVersion() string {
 	return ""
 }
 
+// Network is what a sandbox is connected with, in one of two forms: one device with
+// addresses and gateways, which is all that the user-mode network needs; or interfaces, routes
+// and rules as a network namespace of the host has them. Without a device and without
+// interfaces there is only loopback.
 type Network struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Name of the device, normally eth0. Empty: only loopback is brought up.
+	// Name of the device, normally eth0. Empty: see interfaces.
 	Device string `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
 	// Hardware address to give the device, "02:...". Empty keeps it.
 	Mac string `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
@@ -385,8 +389,11 @@ type Network struct {
 	// CIDR notation, IPv4 or IPv6.
 	Addresses []string `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// Default gateways, one per family.
-	Gateways      []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
-	Routes        []*Route `protobuf:"bytes,6,rep,name=routes,proto3" json:"routes,omitempty"`
+	Gateways []string `protobuf:"bytes,5,rep,name=gateways,proto3" json:"gateways,omitempty"`
+	// Routes of either form, in an order in which each gateway can be reached when its turn comes.
+	Routes        []*Route     `protobuf:"bytes,6,rep,name=routes,proto3" json:"routes,omitempty"`
+	Interfaces    []*Interface `protobuf:"bytes,7,rep,name=interfaces,proto3" json:"interfaces,omitempty"`
+	Rules         []*Rule      `protobuf:"bytes,8,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -463,17 +470,293 @@ func (x *Network) GetRoutes() []*Route {
 	return nil
 }
 
-type Route struct {
+func (x *Network) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *Network) GetRules() []*Rule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// Interface is a network card under a name. It is the card with the hardware address mac if the
+// machine has one, else the first that no other interface has claimed, in the machine's order. "lo" is
+// loopback and takes no card.
+type Interface struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"` // at most 15 characters
+	// Hardware address to give the card. Empty keeps it.
+	Mac       string      `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Mtu       uint32      `protobuf:"varint,3,opt,name=mtu,proto3" json:"mtu,omitempty"` // 0 keeps it
+	Addresses []*Address  `protobuf:"bytes,4,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Neighbors []*Neighbor `protobuf:"bytes,5,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
+	// Kernel parameters that can be set once the interface has its name, written below /proc/sys
+	// before it is brought up.
+	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interface) Reset() {
+	*x = Interface{}
+	mi := &file_api_agent_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interface) ProtoMessage() {}
+
+func (x *Interface) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interface.ProtoReflect.Descriptor instead.
+func (*Interface) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Interface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Interface) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Interface) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Interface) GetAddresses() []*Address {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *Interface) GetNeighbors() []*Neighbor {
+	if x != nil {
+		return x.Neighbors
+	}
+	return nil
+}
+
+func (x *Interface) GetSysctls() map[string]string {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+type Address struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // CIDR
+	// The other end of a point-to-point address, CIDR; the route to it is made in place of that to prefix.
+	Peer string `protobuf:"bytes,2,opt,name=peer,proto3" json:"peer,omitempty"`
+	// IPv4 only. Empty: none.
+	Broadcast string `protobuf:"bytes,3,opt,name=broadcast,proto3" json:"broadcast,omitempty"`
+	// As in rtnetlink(7): RT_SCOPE_*.
+	Scope uint32 `protobuf:"varint,4,opt,name=scope,proto3" json:"scope,omitempty"`
+	// IFA_F_* that make sense to be given: nodad, noprefixroute, home address, ...
+	Flags uint32 `protobuf:"varint,5,opt,name=flags,proto3" json:"flags,omitempty"`
+	Label string `protobuf:"bytes,6,opt,name=label,proto3" json:"label,omitempty"`
+	// Metric of the route that comes with the address; 0 is the kernel's choice.
+	Metric        uint32 `protobuf:"varint,7,opt,name=metric,proto3" json:"metric,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Address) Reset() {
+	*x = Address{}
+	mi := &file_api_agent_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Address) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Address) ProtoMessage() {}
+
+func (x *Address) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Address.ProtoReflect.Descriptor instead.
+func (*Address) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Address) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Address) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *Address) GetBroadcast() string {
+	if x != nil {
+		return x.Broadcast
+	}
+	return ""
+}
+
+func (x *Address) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Address) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Address) GetLabel() string {
+	if x != nil {
+		return x.Label
+	}
+	return ""
+}
+
+func (x *Address) GetMetric() uint32 {
+	if x != nil {
+		return x.Metric
+	}
+	return 0
+}
+
+// Neighbor is a permanent entry of the neighbour table.
+type Neighbor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // CIDR
-	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`         // may be empty: on link
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Mac           string                 `protobuf:"bytes,2,opt,name=mac,proto3" json:"mac,omitempty"`
+	Proxy         bool                   `protobuf:"varint,3,opt,name=proxy,proto3" json:"proxy,omitempty"` // address is answered for, mac is empty
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Neighbor) Reset() {
+	*x = Neighbor{}
+	mi := &file_api_agent_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Neighbor) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Neighbor) ProtoMessage() {}
+
+func (x *Neighbor) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
+func (*Neighbor) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Neighbor) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Neighbor) GetMac() string {
+	if x != nil {
+		return x.Mac
+	}
+	return ""
+}
+
+func (x *Neighbor) GetProxy() bool {
+	if x != nil {
+		return x.Proxy
+	}
+	return false
+}
+
+type Route struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Destination string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"` // CIDR
+	Gateway     string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`         // may be empty: on link
+	// What follows is as in rtnetlink(7). Type 0 is a unicast route of the main table through the
+	// only device, whose scope follows from the gateway; otherwise all of it counts.
+	Type          uint32     `protobuf:"varint,3,opt,name=type,proto3" json:"type,omitempty"`
+	Device        string     `protobuf:"bytes,4,opt,name=device,proto3" json:"device,omitempty"` // name of an interface; empty where the type needs none, or with next_hops
+	Source        string     `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"` // preferred source address
+	Table         uint32     `protobuf:"varint,6,opt,name=table,proto3" json:"table,omitempty"`
+	Metric        uint32     `protobuf:"varint,7,opt,name=metric,proto3" json:"metric,omitempty"`
+	Scope         uint32     `protobuf:"varint,8,opt,name=scope,proto3" json:"scope,omitempty"`
+	Protocol      uint32     `protobuf:"varint,9,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Tos           uint32     `protobuf:"varint,10,opt,name=tos,proto3" json:"tos,omitempty"`
+	Flags         uint32     `protobuf:"varint,11,opt,name=flags,proto3" json:"flags,omitempty"` // RTNH_F_ONLINK
+	Mtu           uint32     `protobuf:"varint,12,opt,name=mtu,proto3" json:"mtu,omitempty"`
+	Advmss        uint32     `protobuf:"varint,13,opt,name=advmss,proto3" json:"advmss,omitempty"`
+	NextHops      []*NextHop `protobuf:"bytes,14,rep,name=next_hops,json=nextHops,proto3" json:"next_hops,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +768,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +781,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetDestination() string {
@@ -515,6 +798,351 @@ func (x *Route) GetGateway() string {
 	return ""
 }
 
+func (x *Route) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Route) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *Route) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Route) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Route) GetMetric() uint32 {
+	if x != nil {
+		return x.Metric
+	}
+	return 0
+}
+
+func (x *Route) GetScope() uint32 {
+	if x != nil {
+		return x.Scope
+	}
+	return 0
+}
+
+func (x *Route) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *Route) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *Route) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Route) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Route) GetAdvmss() uint32 {
+	if x != nil {
+		return x.Advmss
+	}
+	return 0
+}
+
+func (x *Route) GetNextHops() []*NextHop {
+	if x != nil {
+		return x.NextHops
+	}
+	return nil
+}
+
+// NextHop is one way of a route that has several.
+type NextHop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
+	Gateway       string                 `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	Weight        uint32                 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"` // from 1
+	Flags         uint32                 `protobuf:"varint,4,opt,name=flags,proto3" json:"flags,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NextHop) Reset() {
+	*x = NextHop{}
+	mi := &file_api_agent_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NextHop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NextHop) ProtoMessage() {}
+
+func (x *NextHop) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
+func (*NextHop) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *NextHop) GetDevice() string {
+	if x != nil {
+		return x.Device
+	}
+	return ""
+}
+
+func (x *NextHop) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
+func (x *NextHop) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+func (x *NextHop) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+// Rule says which table is looked up for what, as in ip-rule(8).
+type Rule struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Family   uint32                 `protobuf:"varint,1,opt,name=family,proto3" json:"family,omitempty"` // AF_INET, AF_INET6
+	Priority uint32                 `protobuf:"varint,2,opt,name=priority,proto3" json:"priority,omitempty"`
+	// FR_ACT_*: 1 looks up the table.
+	Action      uint32 `protobuf:"varint,3,opt,name=action,proto3" json:"action,omitempty"`
+	Table       uint32 `protobuf:"varint,4,opt,name=table,proto3" json:"table,omitempty"`
+	Source      string `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"` // CIDR; empty is all
+	Destination string `protobuf:"bytes,6,opt,name=destination,proto3" json:"destination,omitempty"`
+	InDevice    string `protobuf:"bytes,7,opt,name=in_device,json=inDevice,proto3" json:"in_device,omitempty"`
+	OutDevice   string `protobuf:"bytes,8,opt,name=out_device,json=outDevice,proto3" json:"out_device,omitempty"`
+	Tos         uint32 `protobuf:"varint,9,opt,name=tos,proto3" json:"tos,omitempty"`
+	Mark        uint32 `protobuf:"varint,10,opt,name=mark,proto3" json:"mark,omitempty"`
+	Mask        uint32 `protobuf:"varint,11,opt,name=mask,proto3" json:"mask,omitempty"`
+	Invert      bool   `protobuf:"varint,12,opt,name=invert,proto3" json:"invert,omitempty"`
+	// Protocol number of the payload, and its ports; 0 is any.
+	IpProtocol           uint32 `protobuf:"varint,13,opt,name=ip_protocol,json=ipProtocol,proto3" json:"ip_protocol,omitempty"`
+	SourcePortFirst      uint32 `protobuf:"varint,14,opt,name=source_port_first,json=sourcePortFirst,proto3" json:"source_port_first,omitempty"`
+	SourcePortLast       uint32 `protobuf:"varint,15,opt,name=source_port_last,json=sourcePortLast,proto3" json:"source_port_last,omitempty"`
+	DestinationPortFirst uint32 `protobuf:"varint,16,opt,name=destination_port_first,json=destinationPortFirst,proto3" json:"destination_port_first,omitempty"`
+	DestinationPortLast  uint32 `protobuf:"varint,17,opt,name=destination_port_last,json=destinationPortLast,proto3" json:"destination_port_last,omitempty"`
+	// Routes of at most this prefix length do not count; below 0 all do.
+	SuppressPrefixLength int32  `protobuf:"varint,18,opt,name=suppress_prefix_length,json=suppressPrefixLength,proto3" json:"suppress_prefix_length,omitempty"`
+	Goto                 uint32 `protobuf:"varint,19,opt,name=goto,proto3" json:"goto,omitempty"` // priority of another rule, for action 2
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
+}
+
+func (x *Rule) Reset() {
+	*x = Rule{}
+	mi := &file_api_agent_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rule) ProtoMessage() {}
+
+func (x *Rule) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rule.ProtoReflect.Descriptor instead.
+func (*Rule) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *Rule) GetFamily() uint32 {
+	if x != nil {
+		return x.Family
+	}
+	return 0
+}
+
+func (x *Rule) GetPriority() uint32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Rule) GetAction() uint32 {
+	if x != nil {
+		return x.Action
+	}
+	return 0
+}
+
+func (x *Rule) GetTable() uint32 {
+	if x != nil {
+		return x.Table
+	}
+	return 0
+}
+
+func (x *Rule) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Rule) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *Rule) GetInDevice() string {
+	if x != nil {
+		return x.InDevice
+	}
+	return ""
+}
+
+func (x *Rule) GetOutDevice() string {
+	if x != nil {
+		return x.OutDevice
+	}
+	return ""
+}
+
+func (x *Rule) GetTos() uint32 {
+	if x != nil {
+		return x.Tos
+	}
+	return 0
+}
+
+func (x *Rule) GetMark() uint32 {
+	if x != nil {
+		return x.Mark
+	}
+	return 0
+}
+
+func (x *Rule) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *Rule) GetInvert() bool {
+	if x != nil {
+		return x.Invert
+	}
+	return false
+}
+
+func (x *Rule) GetIpProtocol() uint32 {
+	if x != nil {
+		return x.IpProtocol
+	}
+	return 0
+}
+
+func (x *Rule) GetSourcePortFirst() uint32 {
+	if x != nil {
+		return x.SourcePortFirst
+	}
+	return 0
+}
+
+func (x *Rule) GetSourcePortLast() uint32 {
+	if x != nil {
+		return x.SourcePortLast
+	}
+	return 0
+}
+
+func (x *Rule) GetDestinationPortFirst() uint32 {
+	if x != nil {
+		return x.DestinationPortFirst
+	}
+	return 0
+}
+
+func (x *Rule) GetDestinationPortLast() uint32 {
+	if x != nil {
+		return x.DestinationPortLast
+	}
+	return 0
+}
+
+func (x *Rule) GetSuppressPrefixLength() int32 {
+	if x != nil {
+		return x.SuppressPrefixLength
+	}
+	return 0
+}
+
+func (x *Rule) GetGoto() uint32 {
+	if x != nil {
+		return x.Goto
+	}
+	return 0
+}
+
 // Share is a 9p export of the VM. It is mounted once; containers' mounts of
 // type "share" are bind mounts of entries below it.
 type Share struct {
@@ -526,7 +1154,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +1166,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +1179,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Share) GetTag() string {
@@ -612,14 +1240,19 @@ type CreateContainerRequest struct {
 	// What hooks read from their standard input: the container's state as JSON (runtime-spec,
 	// "State"), an object without the members id and pid, which the agent adds. It is
 	// not parsed; empty is "{}".
-	HookState     string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
+	HookState string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
+	// Containers whose first process runs and whose namespaces this one has instead of
+	// its own or the sandbox's.
+	JoinPid       string `protobuf:"bytes,26,opt,name=join_pid,json=joinPid,proto3" json:"join_pid,omitempty"`
+	JoinIpc       string `protobuf:"bytes,27,opt,name=join_ipc,json=joinIpc,proto3" json:"join_ipc,omitempty"`
+	JoinUts       string `protobuf:"bytes,28,opt,name=join_uts,json=joinUts,proto3" json:"join_uts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -631,7 +1264,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -644,7 +1277,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -822,6 +1455,27 @@ func (x *CreateContainerRequest) GetHookState() string {
 	return ""
 }
 
+func (x *CreateContainerRequest) GetJoinPid() string {
+	if x != nil {
+		return x.JoinPid
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetJoinIpc() string {
+	if x != nil {
+		return x.JoinIpc
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetJoinUts() string {
+	if x != nil {
+		return x.JoinUts
+	}
+	return ""
+}
+
 type IDMapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   uint32                 `protobuf:"varint,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -833,7 +1487,7 @@ type IDMapping struct {
 
 func (x *IDMapping) Reset() {
 	*x = IDMapping{}
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +1499,7 @@ func (x *IDMapping) String() string {
 func (*IDMapping) ProtoMessage() {}
 
 func (x *IDMapping) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +1512,7 @@ func (x *IDMapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
 func (*IDMapping) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *IDMapping) GetContainerId() uint32 {
@@ -895,7 +1549,7 @@ type TimeNamespace struct {
 
 func (x *TimeNamespace) Reset() {
 	*x = TimeNamespace{}
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1561,7 @@ func (x *TimeNamespace) String() string {
 func (*TimeNamespace) ProtoMessage() {}
 
 func (x *TimeNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1574,7 @@ func (x *TimeNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeNamespace.ProtoReflect.Descriptor instead.
 func (*TimeNamespace) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TimeNamespace) GetMonotonicSeconds() int64 {
@@ -965,7 +1619,7 @@ type Hook struct {
 
 func (x *Hook) Reset() {
 	*x = Hook{}
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1631,7 @@ func (x *Hook) String() string {
 func (*Hook) ProtoMessage() {}
 
 func (x *Hook) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1644,7 @@ func (x *Hook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hook.ProtoReflect.Descriptor instead.
 func (*Hook) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hook) GetPath() string {
@@ -1041,7 +1695,7 @@ type RootFS struct {
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1053,7 +1707,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1066,7 +1720,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RootFS) GetDisk() string {
@@ -1127,7 +1781,7 @@ type Verity struct {
 
 func (x *Verity) Reset() {
 	*x = Verity{}
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1139,7 +1793,7 @@ func (x *Verity) String() string {
 func (*Verity) ProtoMessage() {}
 
 func (x *Verity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1152,7 +1806,7 @@ func (x *Verity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verity.ProtoReflect.Descriptor instead.
 func (*Verity) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Verity) GetRootHash() string {
@@ -1230,7 +1884,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1896,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1909,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Mount) GetDestination() string {
@@ -1317,7 +1971,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1983,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1996,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Device) GetPath() string {
@@ -1412,7 +2066,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1424,7 +2078,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1437,7 +2091,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *File) GetPath() string {
@@ -1486,7 +2140,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +2152,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +2165,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -1597,7 +2251,7 @@ type DeviceRule struct {
 
 func (x *DeviceRule) Reset() {
 	*x = DeviceRule{}
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +2263,7 @@ func (x *DeviceRule) String() string {
 func (*DeviceRule) ProtoMessage() {}
 
 func (x *DeviceRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +2276,7 @@ func (x *DeviceRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRule.ProtoReflect.Descriptor instead.
 func (*DeviceRule) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeviceRule) GetAllow() bool {
@@ -1707,7 +2361,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1719,7 +2373,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1732,7 +2386,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Process) GetArgs() []string {
@@ -1926,7 +2580,7 @@ type Scheduler struct {
 
 func (x *Scheduler) Reset() {
 	*x = Scheduler{}
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1938,7 +2592,7 @@ func (x *Scheduler) String() string {
 func (*Scheduler) ProtoMessage() {}
 
 func (x *Scheduler) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1951,7 +2605,7 @@ func (x *Scheduler) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scheduler.ProtoReflect.Descriptor instead.
 func (*Scheduler) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Scheduler) GetPolicy() uint32 {
@@ -2018,7 +2672,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2684,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2697,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Capabilities) GetBounding() []string {
@@ -2092,7 +2746,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2758,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2771,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Rlimit) GetType() string {
@@ -2151,7 +2805,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2817,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2830,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateContainerResponse) GetSpans() []*Span {
@@ -2197,7 +2851,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2209,7 +2863,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2222,7 +2876,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Span) GetName() string {
@@ -2255,7 +2909,7 @@ type ContainerRef struct {
 
 func (x *ContainerRef) Reset() {
 	*x = ContainerRef{}
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2921,7 @@ func (x *ContainerRef) String() string {
 func (*ContainerRef) ProtoMessage() {}
 
 func (x *ContainerRef) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2934,7 @@ func (x *ContainerRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRef.ProtoReflect.Descriptor instead.
 func (*ContainerRef) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ContainerRef) GetId() string {
@@ -2303,7 +2957,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2969,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2982,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -2363,7 +3017,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +3029,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +3042,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -2423,7 +3077,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2435,7 +3089,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2448,7 +3102,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -2475,7 +3129,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2487,7 +3141,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2500,7 +3154,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -2533,7 +3187,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2545,7 +3199,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2558,7 +3212,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -2608,7 +3262,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2620,7 +3274,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2633,7 +3287,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -2676,7 +3330,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2688,7 +3342,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2701,7 +3355,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -2742,7 +3396,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2754,7 +3408,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2767,7 +3421,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -2809,7 +3463,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2821,7 +3475,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2834,7 +3488,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -2958,7 +3612,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3624,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3637,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -3009,7 +3663,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_api_agent_agent_proto_msgTypes[36]
+	mi := &file_api_agent_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3021,7 +3675,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[36]
+	mi := &file_api_agent_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3034,7 +3688,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -3105,7 +3759,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[37]
+	mi := &file_api_agent_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3771,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[37]
+	mi := &file_api_agent_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3784,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *CopyOutRequest) GetId() string {
@@ -3176,7 +3830,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[38]
+	mi := &file_api_agent_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3188,7 +3842,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[38]
+	mi := &file_api_agent_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3201,7 +3855,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{38}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -3264,7 +3918,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[39]
+	mi := &file_api_agent_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3276,7 +3930,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[39]
+	mi := &file_api_agent_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3289,7 +3943,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{39}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *CopyInRequest) GetId() string {
@@ -3368,19 +4022,86 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vreceived_ns\x18\x04 \x01(\x03R\n" +
 	"receivedNs\x12\x17\n" +
 	"\adone_ns\x18\x05 \x01(\x03R\x06doneNs\x12#\n" +
-	"\ragent_version\x18\x06 \x01(\tR\fagentVersion\"\xae\x01\n" +
+	"\ragent_version\x18\x06 \x01(\tR\fagentVersion\"\x95\x02\n" +
 	"\aNetwork\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\tR\x06device\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x12\x1c\n" +
 	"\taddresses\x18\x04 \x03(\tR\taddresses\x12\x1a\n" +
 	"\bgateways\x18\x05 \x03(\tR\bgateways\x12-\n" +
-	"\x06routes\x18\x06 \x03(\v2\x15.manis.agent.v1.RouteR\x06routes\"C\n" +
+	"\x06routes\x18\x06 \x03(\v2\x15.manis.agent.v1.RouteR\x06routes\x129\n" +
+	"\n" +
+	"interfaces\x18\a \x03(\v2\x19.manis.agent.v1.InterfaceR\n" +
+	"interfaces\x12*\n" +
+	"\x05rules\x18\b \x03(\v2\x14.manis.agent.v1.RuleR\x05rules\"\xb0\x02\n" +
+	"\tInterface\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
+	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x125\n" +
+	"\taddresses\x18\x04 \x03(\v2\x17.manis.agent.v1.AddressR\taddresses\x126\n" +
+	"\tneighbors\x18\x05 \x03(\v2\x18.manis.agent.v1.NeighborR\tneighbors\x12@\n" +
+	"\asysctls\x18\x06 \x03(\v2&.manis.agent.v1.Interface.SysctlsEntryR\asysctls\x1a:\n" +
+	"\fSysctlsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x01\n" +
+	"\aAddress\x12\x16\n" +
+	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x12\n" +
+	"\x04peer\x18\x02 \x01(\tR\x04peer\x12\x1c\n" +
+	"\tbroadcast\x18\x03 \x01(\tR\tbroadcast\x12\x14\n" +
+	"\x05scope\x18\x04 \x01(\rR\x05scope\x12\x14\n" +
+	"\x05flags\x18\x05 \x01(\rR\x05flags\x12\x14\n" +
+	"\x05label\x18\x06 \x01(\tR\x05label\x12\x16\n" +
+	"\x06metric\x18\a \x01(\rR\x06metric\"L\n" +
+	"\bNeighbor\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x10\n" +
+	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x14\n" +
+	"\x05proxy\x18\x03 \x01(\bR\x05proxy\"\xef\x02\n" +
 	"\x05Route\x12 \n" +
 	"\vdestination\x18\x01 \x01(\tR\vdestination\x12\x18\n" +
-	"\agateway\x18\x02 \x01(\tR\agateway\"\x19\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x12\n" +
+	"\x04type\x18\x03 \x01(\rR\x04type\x12\x16\n" +
+	"\x06device\x18\x04 \x01(\tR\x06device\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\x12\x14\n" +
+	"\x05table\x18\x06 \x01(\rR\x05table\x12\x16\n" +
+	"\x06metric\x18\a \x01(\rR\x06metric\x12\x14\n" +
+	"\x05scope\x18\b \x01(\rR\x05scope\x12\x1a\n" +
+	"\bprotocol\x18\t \x01(\rR\bprotocol\x12\x10\n" +
+	"\x03tos\x18\n" +
+	" \x01(\rR\x03tos\x12\x14\n" +
+	"\x05flags\x18\v \x01(\rR\x05flags\x12\x10\n" +
+	"\x03mtu\x18\f \x01(\rR\x03mtu\x12\x16\n" +
+	"\x06advmss\x18\r \x01(\rR\x06advmss\x124\n" +
+	"\tnext_hops\x18\x0e \x03(\v2\x17.manis.agent.v1.NextHopR\bnextHops\"i\n" +
+	"\aNextHop\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\tR\x06device\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\x12\x16\n" +
+	"\x06weight\x18\x03 \x01(\rR\x06weight\x12\x14\n" +
+	"\x05flags\x18\x04 \x01(\rR\x05flags\"\xdb\x04\n" +
+	"\x04Rule\x12\x16\n" +
+	"\x06family\x18\x01 \x01(\rR\x06family\x12\x1a\n" +
+	"\bpriority\x18\x02 \x01(\rR\bpriority\x12\x16\n" +
+	"\x06action\x18\x03 \x01(\rR\x06action\x12\x14\n" +
+	"\x05table\x18\x04 \x01(\rR\x05table\x12\x16\n" +
+	"\x06source\x18\x05 \x01(\tR\x06source\x12 \n" +
+	"\vdestination\x18\x06 \x01(\tR\vdestination\x12\x1b\n" +
+	"\tin_device\x18\a \x01(\tR\binDevice\x12\x1d\n" +
+	"\n" +
+	"out_device\x18\b \x01(\tR\toutDevice\x12\x10\n" +
+	"\x03tos\x18\t \x01(\rR\x03tos\x12\x12\n" +
+	"\x04mark\x18\n" +
+	" \x01(\rR\x04mark\x12\x12\n" +
+	"\x04mask\x18\v \x01(\rR\x04mask\x12\x16\n" +
+	"\x06invert\x18\f \x01(\bR\x06invert\x12\x1f\n" +
+	"\vip_protocol\x18\r \x01(\rR\n" +
+	"ipProtocol\x12*\n" +
+	"\x11source_port_first\x18\x0e \x01(\rR\x0fsourcePortFirst\x12(\n" +
+	"\x10source_port_last\x18\x0f \x01(\rR\x0esourcePortLast\x124\n" +
+	"\x16destination_port_first\x18\x10 \x01(\rR\x14destinationPortFirst\x122\n" +
+	"\x15destination_port_last\x18\x11 \x01(\rR\x13destinationPortLast\x124\n" +
+	"\x16suppress_prefix_length\x18\x12 \x01(\x05R\x14suppressPrefixLength\x12\x12\n" +
+	"\x04goto\x18\x13 \x01(\rR\x04goto\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xe7\b\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xb8\t\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -3413,7 +4134,10 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\vstart_hooks\x18\x18 \x03(\v2\x14.manis.agent.v1.HookR\n" +
 	"startHooks\x12\x1d\n" +
 	"\n" +
-	"hook_state\x18\x19 \x01(\tR\thookState\x1a:\n" +
+	"hook_state\x18\x19 \x01(\tR\thookState\x12\x19\n" +
+	"\bjoin_pid\x18\x1a \x01(\tR\ajoinPid\x12\x19\n" +
+	"\bjoin_ipc\x18\x1b \x01(\tR\ajoinIpc\x12\x19\n" +
+	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
@@ -3644,9 +4368,11 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x126\n" +
 	"\x18no_overwrite_dir_non_dir\x18\x04 \x01(\bR\x14noOverwriteDirNonDir\x12%\n" +
 	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership\x12\x1b\n" +
-	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xed\t\n" +
+	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xa8\n" +
+	"\n" +
 	"\x05Agent\x12D\n" +
-	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x12>\n" +
+	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x129\n" +
+	"\aConnect\x12\x17.manis.agent.v1.Network\x1a\x15.manis.agent.v1.Empty\x12>\n" +
 	"\x06Detach\x12\x1d.manis.agent.v1.DetachRequest\x1a\x15.manis.agent.v1.Empty\x12<\n" +
 	"\x05Adopt\x12\x1c.manis.agent.v1.AdoptRequest\x1a\x15.manis.agent.v1.Empty\x12b\n" +
 	"\x0fCreateContainer\x12&.manis.agent.v1.CreateContainerRequest\x1a'.manis.agent.v1.CreateContainerResponse\x12V\n" +
@@ -3677,7 +4403,7 @@ func file_api_agent_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_agent_proto_rawDescData
 }
 
-var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_api_agent_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: manis.agent.v1.Empty
 	(*DetachRequest)(nil),           // 1: manis.agent.v1.DetachRequest
@@ -3685,114 +4411,128 @@ var file_api_agent_agent_proto_goTypes = []any{
 	(*SetupRequest)(nil),            // 3: manis.agent.v1.SetupRequest
 	(*SetupResponse)(nil),           // 4: manis.agent.v1.SetupResponse
 	(*Network)(nil),                 // 5: manis.agent.v1.Network
-	(*Route)(nil),                   // 6: manis.agent.v1.Route
-	(*Share)(nil),                   // 7: manis.agent.v1.Share
-	(*CreateContainerRequest)(nil),  // 8: manis.agent.v1.CreateContainerRequest
-	(*IDMapping)(nil),               // 9: manis.agent.v1.IDMapping
-	(*TimeNamespace)(nil),           // 10: manis.agent.v1.TimeNamespace
-	(*Hook)(nil),                    // 11: manis.agent.v1.Hook
-	(*RootFS)(nil),                  // 12: manis.agent.v1.RootFS
-	(*Verity)(nil),                  // 13: manis.agent.v1.Verity
-	(*Mount)(nil),                   // 14: manis.agent.v1.Mount
-	(*Device)(nil),                  // 15: manis.agent.v1.Device
-	(*File)(nil),                    // 16: manis.agent.v1.File
-	(*Resources)(nil),               // 17: manis.agent.v1.Resources
-	(*DeviceRule)(nil),              // 18: manis.agent.v1.DeviceRule
-	(*Process)(nil),                 // 19: manis.agent.v1.Process
-	(*Scheduler)(nil),               // 20: manis.agent.v1.Scheduler
-	(*Capabilities)(nil),            // 21: manis.agent.v1.Capabilities
-	(*Rlimit)(nil),                  // 22: manis.agent.v1.Rlimit
-	(*CreateContainerResponse)(nil), // 23: manis.agent.v1.CreateContainerResponse
-	(*Span)(nil),                    // 24: manis.agent.v1.Span
-	(*ContainerRef)(nil),            // 25: manis.agent.v1.ContainerRef
-	(*StartContainerRequest)(nil),   // 26: manis.agent.v1.StartContainerRequest
-	(*ExecRequest)(nil),             // 27: manis.agent.v1.ExecRequest
-	(*StartResponse)(nil),           // 28: manis.agent.v1.StartResponse
-	(*WaitRequest)(nil),             // 29: manis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 30: manis.agent.v1.WaitResponse
-	(*SignalRequest)(nil),           // 31: manis.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 32: manis.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 33: manis.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 34: manis.agent.v1.StatsResponse
-	(*ProcessesResponse)(nil),       // 35: manis.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),             // 36: manis.agent.v1.ProcessInfo
-	(*CopyOutRequest)(nil),          // 37: manis.agent.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),         // 38: manis.agent.v1.CopyOutResponse
-	(*CopyInRequest)(nil),           // 39: manis.agent.v1.CopyInRequest
-	nil,                             // 40: manis.agent.v1.SetupRequest.SysctlsEntry
-	nil,                             // 41: manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	nil,                             // 42: manis.agent.v1.Resources.UnifiedEntry
-	nil,                             // 43: manis.agent.v1.StatsResponse.MemoryStatEntry
+	(*Interface)(nil),               // 6: manis.agent.v1.Interface
+	(*Address)(nil),                 // 7: manis.agent.v1.Address
+	(*Neighbor)(nil),                // 8: manis.agent.v1.Neighbor
+	(*Route)(nil),                   // 9: manis.agent.v1.Route
+	(*NextHop)(nil),                 // 10: manis.agent.v1.NextHop
+	(*Rule)(nil),                    // 11: manis.agent.v1.Rule
+	(*Share)(nil),                   // 12: manis.agent.v1.Share
+	(*CreateContainerRequest)(nil),  // 13: manis.agent.v1.CreateContainerRequest
+	(*IDMapping)(nil),               // 14: manis.agent.v1.IDMapping
+	(*TimeNamespace)(nil),           // 15: manis.agent.v1.TimeNamespace
+	(*Hook)(nil),                    // 16: manis.agent.v1.Hook
+	(*RootFS)(nil),                  // 17: manis.agent.v1.RootFS
+	(*Verity)(nil),                  // 18: manis.agent.v1.Verity
+	(*Mount)(nil),                   // 19: manis.agent.v1.Mount
+	(*Device)(nil),                  // 20: manis.agent.v1.Device
+	(*File)(nil),                    // 21: manis.agent.v1.File
+	(*Resources)(nil),               // 22: manis.agent.v1.Resources
+	(*DeviceRule)(nil),              // 23: manis.agent.v1.DeviceRule
+	(*Process)(nil),                 // 24: manis.agent.v1.Process
+	(*Scheduler)(nil),               // 25: manis.agent.v1.Scheduler
+	(*Capabilities)(nil),            // 26: manis.agent.v1.Capabilities
+	(*Rlimit)(nil),                  // 27: manis.agent.v1.Rlimit
+	(*CreateContainerResponse)(nil), // 28: manis.agent.v1.CreateContainerResponse
+	(*Span)(nil),                    // 29: manis.agent.v1.Span
+	(*ContainerRef)(nil),            // 30: manis.agent.v1.ContainerRef
+	(*StartContainerRequest)(nil),   // 31: manis.agent.v1.StartContainerRequest
+	(*ExecRequest)(nil),             // 32: manis.agent.v1.ExecRequest
+	(*StartResponse)(nil),           // 33: manis.agent.v1.StartResponse
+	(*WaitRequest)(nil),             // 34: manis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),            // 35: manis.agent.v1.WaitResponse
+	(*SignalRequest)(nil),           // 36: manis.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 37: manis.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 38: manis.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 39: manis.agent.v1.StatsResponse
+	(*ProcessesResponse)(nil),       // 40: manis.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),             // 41: manis.agent.v1.ProcessInfo
+	(*CopyOutRequest)(nil),          // 42: manis.agent.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),         // 43: manis.agent.v1.CopyOutResponse
+	(*CopyInRequest)(nil),           // 44: manis.agent.v1.CopyInRequest
+	nil,                             // 45: manis.agent.v1.SetupRequest.SysctlsEntry
+	nil,                             // 46: manis.agent.v1.Interface.SysctlsEntry
+	nil,                             // 47: manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	nil,                             // 48: manis.agent.v1.Resources.UnifiedEntry
+	nil,                             // 49: manis.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_agent_proto_depIdxs = []int32{
 	5,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
-	40, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
-	7,  // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
-	6,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
-	12, // 4: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
-	14, // 5: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
-	15, // 6: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
-	17, // 7: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
-	41, // 8: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	19, // 9: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
-	16, // 10: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
-	9,  // 11: manis.agent.v1.CreateContainerRequest.uid_mappings:type_name -> manis.agent.v1.IDMapping
-	9,  // 12: manis.agent.v1.CreateContainerRequest.gid_mappings:type_name -> manis.agent.v1.IDMapping
-	10, // 13: manis.agent.v1.CreateContainerRequest.time:type_name -> manis.agent.v1.TimeNamespace
-	11, // 14: manis.agent.v1.CreateContainerRequest.start_hooks:type_name -> manis.agent.v1.Hook
-	13, // 15: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
-	18, // 16: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
-	42, // 17: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
-	21, // 18: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
-	22, // 19: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
-	20, // 20: manis.agent.v1.Process.scheduler:type_name -> manis.agent.v1.Scheduler
-	24, // 21: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
-	19, // 22: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
-	24, // 23: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
-	17, // 24: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
-	43, // 25: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
-	36, // 26: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
-	3,  // 27: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
-	1,  // 28: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
-	2,  // 29: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
-	8,  // 30: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
-	26, // 31: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
-	27, // 32: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
-	29, // 33: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
-	31, // 34: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
-	32, // 35: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
-	25, // 36: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
-	25, // 37: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
-	33, // 38: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
-	25, // 39: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
-	25, // 40: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
-	37, // 41: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
-	39, // 42: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
-	25, // 43: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
-	0,  // 44: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
-	4,  // 45: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
-	0,  // 46: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
-	0,  // 47: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
-	23, // 48: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
-	28, // 49: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
-	28, // 50: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
-	30, // 51: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
-	0,  // 52: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
-	0,  // 53: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
-	0,  // 54: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
-	0,  // 55: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
-	0,  // 56: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
-	34, // 57: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
-	35, // 58: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
-	38, // 59: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
-	0,  // 60: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
-	0,  // 61: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
-	0,  // 62: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
-	45, // [45:63] is the sub-list for method output_type
-	27, // [27:45] is the sub-list for method input_type
-	27, // [27:27] is the sub-list for extension type_name
-	27, // [27:27] is the sub-list for extension extendee
-	0,  // [0:27] is the sub-list for field type_name
+	45, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
+	12, // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
+	9,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
+	6,  // 4: manis.agent.v1.Network.interfaces:type_name -> manis.agent.v1.Interface
+	11, // 5: manis.agent.v1.Network.rules:type_name -> manis.agent.v1.Rule
+	7,  // 6: manis.agent.v1.Interface.addresses:type_name -> manis.agent.v1.Address
+	8,  // 7: manis.agent.v1.Interface.neighbors:type_name -> manis.agent.v1.Neighbor
+	46, // 8: manis.agent.v1.Interface.sysctls:type_name -> manis.agent.v1.Interface.SysctlsEntry
+	10, // 9: manis.agent.v1.Route.next_hops:type_name -> manis.agent.v1.NextHop
+	17, // 10: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
+	19, // 11: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
+	20, // 12: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
+	22, // 13: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
+	47, // 14: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	24, // 15: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
+	21, // 16: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
+	14, // 17: manis.agent.v1.CreateContainerRequest.uid_mappings:type_name -> manis.agent.v1.IDMapping
+	14, // 18: manis.agent.v1.CreateContainerRequest.gid_mappings:type_name -> manis.agent.v1.IDMapping
+	15, // 19: manis.agent.v1.CreateContainerRequest.time:type_name -> manis.agent.v1.TimeNamespace
+	16, // 20: manis.agent.v1.CreateContainerRequest.start_hooks:type_name -> manis.agent.v1.Hook
+	18, // 21: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
+	23, // 22: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
+	48, // 23: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
+	26, // 24: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
+	27, // 25: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
+	25, // 26: manis.agent.v1.Process.scheduler:type_name -> manis.agent.v1.Scheduler
+	29, // 27: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
+	24, // 28: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
+	29, // 29: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
+	22, // 30: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
+	49, // 31: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
+	41, // 32: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
+	3,  // 33: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
+	5,  // 34: manis.agent.v1.Agent.Connect:input_type -> manis.agent.v1.Network
+	1,  // 35: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
+	2,  // 36: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
+	13, // 37: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
+	31, // 38: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
+	32, // 39: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
+	34, // 40: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
+	36, // 41: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
+	37, // 42: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
+	30, // 43: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
+	30, // 44: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
+	38, // 45: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
+	30, // 46: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
+	30, // 47: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
+	42, // 48: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
+	44, // 49: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
+	30, // 50: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
+	0,  // 51: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
+	4,  // 52: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
+	0,  // 53: manis.agent.v1.Agent.Connect:output_type -> manis.agent.v1.Empty
+	0,  // 54: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
+	0,  // 55: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
+	28, // 56: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
+	33, // 57: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
+	33, // 58: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
+	35, // 59: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
+	0,  // 60: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
+	0,  // 61: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
+	0,  // 62: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
+	0,  // 63: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
+	0,  // 64: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
+	39, // 65: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
+	40, // 66: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
+	43, // 67: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
+	0,  // 68: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
+	0,  // 69: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
+	0,  // 70: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
+	52, // [52:71] is the sub-list for method output_type
+	33, // [33:52] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_agent_proto_init() }
@@ -3800,14 +4540,14 @@ func file_api_agent_agent_proto_init() {
 	if File_api_agent_agent_proto != nil {
 		return
 	}
-	file_api_agent_agent_proto_msgTypes[19].OneofWrappers = []any{}
+	file_api_agent_agent_proto_msgTypes[24].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_agent_proto_rawDesc), len(file_api_agent_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   44,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,6 +9,7 @@ import (
 
 type AgentService interface {
 	Setup(context.Context, *SetupRequest) (*SetupResponse, error)
+	Connect(context.Context, *Network) (*Empty, error)
 	Detach(context.Context, *DetachRequest) (*Empty, error)
 	Adopt(context.Context, *AdoptRequest) (*Empty, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
@@ -37,6 +38,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Setup(ctx, &req)
+			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req Network
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
 			},
 			"Detach": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req DetachRequest
@@ -174,6 +182,14 @@ func NewAgentClient(client *ttrpc.Client) AgentService {
 func (c *agentClient) Setup(ctx context.Context, req *SetupRequest) (*SetupResponse, error) {
 	var resp SetupResponse
 	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Setup", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Connect(ctx context.Context, req *Network) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Connect", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -44,7 +44,9 @@ type container struct {
 	mu      sync.Mutex
 	first   *process
 	reaper  *process // of --init, else nil
-	pids    *process // process 1 of the shared PID namespace, else nil
+	pids    *process // one of the PID namespace that is not the container's own, else nil
+	// joined are processes whose namespaces of these kinds the container has.
+	joined map[int]*process
 	execs   map[string]*process
 	paused  bool
 	removed bool
@@ -127,12 +129,19 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 		s.mu.Unlock()
 		return nil, fail(codes.ResourceExhausted, fmt.Errorf("more than %d containers in one sandbox", maxContainers))
 	}
+	hosts, err := s.hosts(r)
+	if err != nil {
+		s.mu.Unlock()
+		return nil, err
+	}
 	s.containers[r.Id] = c
 	c.mu.Lock()
 	s.mu.Unlock()
 
 	var t tracer
-	err := c.create(&t)
+	if c.joined, err = firstProcesses(hosts); err == nil {
+		err = c.create(&t)
+	}
 	c.mu.Unlock()
 	if err != nil {
 		c.remove(context.Background())
@@ -143,6 +152,34 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 		return nil, fmt.Errorf("create container: %w", err)
 	}
 	return &api.CreateContainerResponse{Spans: t.spans}, nil
+}
+
+// hosts are the containers whose namespaces of these kinds a request joins; s.mu is held.
+func (s *service) hosts(r *api.CreateContainerRequest) (map[int]*container, error) {
+	hosts := make(map[int]*container)
+	for kind, id := range map[int]string{unix.CLONE_NEWPID: r.JoinPid, unix.CLONE_NEWIPC: r.JoinIpc, unix.CLONE_NEWUTS: r.JoinUts} {
+		if id == "" {
+			continue
+		}
+		if hosts[kind] = s.containers[id]; hosts[kind] == nil {
+			return nil, fail(codes.NotFound, fmt.Errorf("join the namespaces of container %s: there is none", id))
+		}
+	}
+	return hosts, nil
+}
+
+func firstProcesses(hosts map[int]*container) (map[int]*process, error) {
+	joined := make(map[int]*process)
+	for kind, host := range hosts {
+		host.mu.Lock()
+		first := host.first
+		host.mu.Unlock()
+		if first == nil {
+			return nil, fail(codes.FailedPrecondition, fmt.Errorf("join the namespaces of container %s: its process does not run yet", host.id))
+		}
+		joined[kind] = first
+	}
+	return joined, nil
 }
 
 func (c *container) create(t *tracer) error {
@@ -170,6 +207,9 @@ func (c *container) create(t *tracer) error {
 		if c.pids, err = sandboxReaper(); err != nil {
 			return err
 		}
+	}
+	if p := c.joined[unix.CLONE_NEWPID]; p != nil {
+		c.pids = p
 	}
 	if err := c.makeVolumes(); err != nil {
 		return err
@@ -215,7 +255,7 @@ func (c *container) build(t *tracer) error {
 		shared bool
 		flag   int
 	}{{r.SharePid, unix.CLONE_NEWPID}, {r.ShareIpc, unix.CLONE_NEWIPC}, {r.ShareUts, unix.CLONE_NEWUTS}} {
-		if !n.shared {
+		if !n.shared && c.joined[n.flag] == nil {
 			flags |= n.flag
 		}
 	}
@@ -225,12 +265,19 @@ func (c *container) build(t *tracer) error {
 	if err := makeTime(r.Time); err != nil {
 		return err
 	}
-	if r.SharePid {
-		if err := joinSandboxPids(c.pids); err != nil {
+	if c.pids != nil {
+		if err := join(c.pids, unix.CLONE_NEWPID); err != nil {
 			return err
 		}
 	}
-	if !r.ShareUts {
+	for _, kind := range []int{unix.CLONE_NEWIPC, unix.CLONE_NEWUTS} {
+		if p := c.joined[kind]; p != nil {
+			if err := join(p, kind); err != nil {
+				return err
+			}
+		}
+	}
+	if !r.ShareUts && c.joined[unix.CLONE_NEWUTS] == nil {
 		if err := setNames(r.Hostname, r.Domainname); err != nil {
 			return err
 		}

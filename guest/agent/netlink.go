@@ -79,12 +79,7 @@ func (r *rtnetlink) request(m message) error {
 }
 
 func (r *rtnetlink) setLink(index uint32, mac net.HardwareAddr, mtu uint32) error {
-	m := newMessage(unix.RTM_NEWLINK, 0)
-	m.uint8(unix.AF_UNSPEC, 0)
-	m.uint16(0)
-	m.uint32(index)
-	m.uint32(unix.IFF_UP)
-	m.uint32(unix.IFF_UP)
+	m := newLinkMessage(index, unix.IFF_UP, unix.IFF_UP)
 	if mac != nil {
 		m.attr(unix.IFLA_ADDRESS, mac)
 	}
@@ -196,10 +191,8 @@ type route struct {
 func parseNetwork(n *api.Network) (plan, error) {
 	var p plan
 	var err error
-	if n.Mac != "" {
-		if p.mac, err = net.ParseMAC(n.Mac); err != nil || len(p.mac) != 6 {
-			return p, fmt.Errorf("hardware address %q is not one", n.Mac)
-		}
+	if p.mac, err = parseMAC(n.Mac); err != nil {
+		return p, err
 	}
 	for _, s := range n.Addresses {
 		a, err := netip.ParsePrefix(s)
@@ -262,9 +255,17 @@ func withdraw(device string) error {
 	return nil
 }
 
-// connect gives the sandbox its network device.
+// connect gives the sandbox its network.
 func connect(n *api.Network) error {
-	if n == nil || n.Device == "" {
+	if len(n.GetInterfaces()) > 0 {
+		r, err := openNetlink()
+		if err != nil {
+			return fmt.Errorf("connect the network: %w", err)
+		}
+		defer r.Close()
+		return r.connect(n)
+	}
+	if n.GetDevice() == "" {
 		return withdraw(defaultDevice)
 	}
 	p, err := parseNetwork(n)

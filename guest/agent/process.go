@@ -342,7 +342,7 @@ func (s *service) StartContainer(ctx context.Context, r *api.StartContainerReque
 	var std *stdio
 	err = c.thread.do(func() error {
 		var err error
-		if c.request.Init && !c.request.SharePid {
+		if c.request.Init && c.pids == nil {
 			if c.reaper, err = c.spawnReaper(); err != nil {
 				return err
 			}

@@ -142,11 +142,11 @@ var sandboxReaper = sync.OnceValues(func() (*process, error) {
 	})
 })
 
-// joinSandboxPids makes the sandbox's PID namespace that of the calling thread's
-// children.
-func joinSandboxPids(p *process) error {
-	if err := p.withFD(func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWPID) }); err != nil {
-		return fmt.Errorf("join the sandbox's PID namespace: %w", err)
+// join gives the calling thread, or of a PID namespace its children, the namespace of a process.
+func join(p *process, kind int) error {
+	err := p.withFD(func(fd int) error { return unix.Setns(fd, kind) })
+	if err != nil {
+		return fmt.Errorf("join another container's namespaces: %w", err)
 	}
 	return nil
 }

@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 
 	api "manis/api/agent"
 	"manis/api/wire"
@@ -50,11 +49,8 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if err := writeSysctls(unix.AT_FDCWD, "/proc/sys/", r.Sysctls); err != nil {
 		return nil, err
 	}
-	if !s.isSetUp || !proto.Equal(r.Network, s.network) {
-		if err := connect(r.Network); err != nil {
-			return nil, err
-		}
-		s.network = r.Network
+	if err := s.connect(r.Network); err != nil {
+		return nil, err
 	}
 	for _, share := range r.Shares {
 		if err := mountShare(share.Tag); err != nil {

@@ -50,7 +50,8 @@ type hardware struct {
 	disks  []disk
 	// shares are directories by 9p tag.
 	shares map[string]string
-	nic    bool
+	// cards are the hardware addresses of its network cards.
+	cards  []string
 	append string
 }
 
@@ -163,8 +164,8 @@ func start(kernel, initrd string, hw hardware) (*machine, error) {
 	for tag, dir := range hw.shares {
 		args = append(args, "-virtfs", "local,path="+dir+",mount_tag="+tag+",security_model=none,multidevs=remap")
 	}
-	if hw.nic {
-		args = append(args, "-netdev", "hubport,id=n,hubid=0", "-device", "virtio-net-pci,netdev=n")
+	for i, mac := range hw.cards {
+		args = append(args, "-netdev", fmt.Sprintf("hubport,id=n%d,hubid=%d", i, i), "-device", fmt.Sprintf("virtio-net-pci,netdev=n%d,mac=%s", i, mac))
 	}
 	cmd := exec.Command("qemu-system-x86_64", args...)
 	cmd.ExtraFiles = []*os.File{theirs}
@@ -583,7 +584,7 @@ func theMachine(t testing.TB) *machine {
 				{serial: "volume", file: filepath.Join(dir, "volume")},
 			},
 			shares: map[string]string{"host": share},
-			nic:    true,
+			cards:  []string{"52:54:00:12:34:56"},
 		})
 		shared.m = m
 		r := setupRequest()

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -401,6 +402,10 @@ func TestKilledCopy(t *testing.T) {
 			}
 			pid := map[string]int{"front end": p.cmd.Process.Pid, "monitor": monitor, "QEMU": qemu}[victim]
 			kill(t, pid)
+			if name == "once" {
+				// More comes than can be written; how much of it is read does not matter.
+				io.WriteString(p.stdin, strings.Repeat("x", 16<<20))
+			}
 			p.stdin.Close()
 			if r := p.wait(); victim != "front end" && (r.code != 1 || !strings.Contains(r.stderr, "ended")) {
 				t.Errorf("%s killed: %s", victim, r)
@@ -408,6 +413,36 @@ func TestKilledCopy(t *testing.T) {
 			idle(victim)
 		}
 	}
+	t.Run("from a container", func(t *testing.T) {
+		w := w.in(t)
+		w.ok("run", "--name", "big", "box", "truncate", "-s", "8G", "/big")
+		dir := t.TempDir()
+		p := w.begin("", "cp", "big:/big", dir)
+		eventually(t, "the first of the file", func() bool {
+			fi, err := os.Stat(filepath.Join(dir, "big"))
+			return err == nil && fi.Size() > 0 || p.ended()
+		})
+		_, qemu := w.copier()
+		if qemu == 0 {
+			t.Fatalf("no QEMU: %v, %s", w.processes(), p.wait())
+		}
+		kill(t, qemu)
+		if r := p.wait(); r.code != 1 || !strings.Contains(r.stderr, "the virtual machine ended") {
+			t.Errorf("QEMU killed: %s", r)
+		}
+		idle("a copy from a container")
+		// What fails on the host is said too: nothing is read of what it does not take.
+		p = w.start(func(cmd *exec.Cmd, p *running) error {
+			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+			cmd.Stdout, cmd.Stderr = full, p.err
+			t.Cleanup(func() { full.Close() })
+			return err
+		}, "cp", "big:/big", "-")
+		if r := p.wait(); r.code != 1 || !strings.Contains(r.stderr, "no space left") {
+			t.Errorf("a full disk: %s", r)
+		}
+		idle("a copy to a full disk")
+	})
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 1))

@@ -113,11 +113,22 @@ func TestPoolSizes(t *testing.T) {
 func TestPoolMemory(t *testing.T) {
 	t.Parallel()
 	w := newUserWorld(t)
+	if w.user == nil {
+		// What its machines take changes with those of other tests, when they are from the same template.
+		w.env = append(w.env, "XDG_CACHE_HOME="+filepath.Join(w.dir, "cache"))
+	}
 	w.load("box")
 	w.templates("")
-	const budget = 260 << 20
-	w.settings(fmt.Sprintf(`{"sizes": [{"waiting": 9}], "memoryBudget": "%d"}`, budget))
-	d := w.startDaemon("--config", filepath.Join(w.dir, "manisd.json"))
+	const wanted = 6
+	set := func(waiting int, rest string) string {
+		return w.settings(fmt.Sprintf(`{"sizes": [{"waiting": %d}], %s}`, waiting, rest))
+	}
+	const plenty = `"memoryBudget": "16g"`
+	d := w.startDaemon("--config", set(1, plenty))
+	change := func(waiting int, rest string) {
+		set(waiting, rest)
+		d.cmd.Process.Signal(syscall.SIGHUP)
+	}
 	used := func() (waiting int, bytes int64) {
 		for _, p := range w.pool() {
 			n, _ := strconv.Atoi(p.Waiting)
@@ -129,20 +140,47 @@ func TestPoolMemory(t *testing.T) {
 		}
 		return waiting, bytes
 	}
-	eventually(t, "a machine that was measured", func() bool {
-		waiting, bytes := used()
-		return waiting > 0 && bytes > 30<<20 // no machine takes less
-	})
-	// What there is fits, also after there was time for more.
-	for range 20 {
-		if waiting, bytes := used(); bytes > budget+30<<20 || waiting > 8 { // the last is measured when it is there
-			t.Fatalf("%d machines take %d bytes", waiting, bytes)
-		}
-		time.Sleep(100 * time.Millisecond)
+	// measured is what so many machines take, once all of them were measured: the same twice.
+	measured := func(n int) (all int64) {
+		t.Helper()
+		var before int64
+		eventually(t, "machines to be measured", func() bool {
+			time.Sleep(time.Second)
+			var waiting int
+			before = all
+			waiting, all = used()
+			return waiting == n && all > 0 && max(all, before)-min(all, before) < all/100
+		})
+		return all
 	}
-	eventually(t, "what waits to fit", func() bool { _, bytes := used(); return bytes <= budget })
-	w.settings(`{"sizes": [{"waiting": 9}], "memoryReserve": "1000000g"}`)
-	d.cmd.Process.Signal(syscall.SIGHUP)
+	one := measured(1)
+	change(wanted, plenty)
+	all := measured(wanted)
+	// They share most of what they take: half as much as all of them might be too little for one.
+	budget := (one + all) / 2
+	t.Logf("one machine takes %s, %d take %s", units.BytesSize(float64(one)), wanted, units.BytesSize(float64(all)))
+	fits := func(when string) {
+		t.Helper()
+		settled := func() bool { waiting, bytes := used(); return waiting > 0 && bytes > 0 && bytes <= budget }
+		eventually(t, "what waits to fit "+when, settled)
+		// Also after there was time for more; the last is measured when it is there.
+		for range 20 {
+			if waiting, bytes := used(); waiting == wanted || bytes >= all {
+				t.Fatalf("%s: %d machines take %d bytes of %d", when, waiting, bytes, budget)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		eventually(t, "what waits to fit "+when, settled)
+	}
+	half := fmt.Sprintf(`"memoryBudget": "%d"`, budget)
+	change(wanted, half)
+	fits("after there were too many")
+	const reserve = `"memoryReserve": "1000000g"`
+	change(wanted, reserve)
+	w.awaitWaiting(0)
+	change(wanted, half)
+	fits("from the beginning")
+	change(wanted, reserve)
 	w.awaitWaiting(0)
 	if got := w.ok("run", "--rm", "box", "echo", "well"); got != "well" {
 		t.Errorf("%q", got)

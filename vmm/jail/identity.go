@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,13 +16,13 @@ import (
 
 // identity is who the jailed process is.
 //
-// Started by an ordinary user, or by a root that is not the host's, it remains that user for the host, whose ID is
-// the only one in its user namespace, and has no capability.
+// Started by an ordinary user, or without shares by a root that is not the host's, it remains that user for the
+// host, whose ID is the only one in its user namespace, and has no capability.
 //
 // Started by root without shares it becomes c.User, an ID that nobody else has,
 // which again is the only one in its user namespace, without capabilities.
 //
-// Started by root with shares it has to serve files of every owner, as a
+// Started with shares by root, or by root of a user namespace that holds several IDs as under rootless Podman, it has to serve files of every owner, as a
 // container engine run by root does: read and write what belongs to root, and hand
 // files to other owners. It remains user 0 in a user namespace that maps every
 // ID, so that file servers that ask for the user (NFS, FUSE) see root as they do
@@ -33,7 +34,7 @@ type identity struct {
 	root bool
 	uid  uint32
 	gid  uint32
-	// every maps all IDs into the user namespace, else only uid and gid.
+	// every maps all IDs that its starter has into the user namespace, else only uid and gid.
 	every bool
 	caps  uint64
 }
@@ -44,11 +45,17 @@ const (
 )
 
 func identify(c *Config) identity {
-	if !privileged() {
+	host, of := privileged()
+	shares := slices.ContainsFunc(c.Shares, Share.used)
+	if !host && (!of || !shares) {
 		return identity{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 	}
 	id := identity{root: true, uid: c.User, gid: c.User}
 	for _, s := range c.Shares {
+		if s.Grows {
+			id.every, id.uid, id.gid = true, 0, 0
+			id.caps |= writeFiles
+		}
 		for _, e := range s.Entries {
 			id.every, id.uid, id.gid = true, 0, 0
 			if e.ReadOnly {
@@ -61,24 +68,43 @@ func identify(c *Config) identity {
 	return id
 }
 
-// privileged reports whether this process is root of the host with what the
-// privileged way needs. Root of a container or of a user namespace goes the way of
-// ordinary users.
-func privileged() bool {
+// privileged reports whether this process is root with what the privileged way needs: of the host,
+// or of a user namespace that holds more IDs than its own. Any other root goes the way of ordinary users.
+func privileged() (host, namespace bool) {
 	if os.Geteuid() != 0 {
-		return false
+		return false, false
 	}
 	b, err := os.ReadFile("/proc/self/uid_map")
-	if f := strings.Fields(string(b)); err != nil || len(f) != 3 || f[0] != "0" || f[1] != "0" || f[2] != "4294967295" {
-		return false
+	if err != nil {
+		return false, false
 	}
 	var caps [2]unix.CapUserData
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	if err := unix.Capget(&head, &caps[0]); err != nil {
-		return false
+		return false, false
 	}
-	const want = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_MKNOD | 1<<unix.CAP_CHOWN
-	return caps[0].Effective&want == want
+	want := uint32(1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_CHOWN)
+	f := strings.Fields(string(b))
+	if len(f) == 3 && f[0] == "0" && f[1] == "0" && f[2] == "4294967295" {
+		want |= 1 << unix.CAP_MKNOD
+		return caps[0].Effective&want == want, false
+	}
+	return false, len(f) > 3 && caps[0].Effective&want == want
+}
+
+// everyID maps each ID of this process's user namespace to itself in a new one below it.
+func everyID(file string) (string, error) {
+	b, err := os.ReadFile("/proc/self/" + file)
+	if err != nil {
+		return "", err
+	}
+	var text strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 {
+			fmt.Fprintf(&text, "%s %s %s\n", f[0], f[0], f[2])
+		}
+	}
+	return text.String(), nil
 }
 
 // mapSelf maps the own user from inside the user namespace, the only mapping
@@ -99,7 +125,13 @@ func (id identity) enter(p *launch.Program) {
 		dir := "/proc/" + strconv.Itoa(pid)
 		uid, gid := fmt.Sprintf("%d %d 1", id.uid, id.uid), fmt.Sprintf("%d %d 1", id.gid, id.gid)
 		if id.every {
-			uid, gid = "0 0 4294967295", "0 0 4294967295"
+			var err error
+			if uid, err = everyID("uid_map"); err == nil {
+				gid, err = everyID("gid_map")
+			}
+			if err != nil {
+				return err
+			}
 		}
 		if err := os.WriteFile(dir+"/gid_map", []byte(gid), 0); err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -69,6 +70,8 @@ type File struct {
 type Share struct {
 	Name    string
 	Entries []Entry
+	// Grows: entries may be added while the process runs, writable ones too.
+	Grows bool
 }
 
 // Entry is one host directory or file of a Share.
@@ -94,6 +97,7 @@ type Process struct {
 	// entries are the names in the root directory.
 	entries []string
 	// readOnly says of every share's mount point whether it is.
+	mu        sync.Mutex
 	readOnly  map[string]bool
 	group     *group
 	groupless string // why there is no group
@@ -271,7 +275,7 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			}
 		}
 	}
-	if hasEntries(c.Shares) {
+	if slices.ContainsFunc(c.Shares, Share.used) {
 		// A 9p server reaches extended attributes through /proc/self/fd. Its
 		// own PID namespace shows it nobody but itself.
 		r.mkdir("/proc")
@@ -400,9 +404,8 @@ func (r *room) place(inside string) string {
 	return target
 }
 
-func hasEntries(shares []Share) bool {
-	return slices.ContainsFunc(shares, func(s Share) bool { return len(s.Entries) > 0 })
-}
+// used reports whether there is something in a share, or may come to be.
+func (s Share) used() bool { return len(s.Entries) > 0 || s.Grows }
 
 func sortedKeys(m map[string]string) []string {
 	keys := make([]string, 0, len(m))

@@ -128,6 +128,8 @@ func (v *verifier) mounts() Fact {
 
 // mayWrite reports whether a mount point belongs to a writable share.
 func (p *Process) mayWrite(point string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for target, readOnly := range p.readOnly {
 		if point == target || strings.HasPrefix(point, target+"/") {
 			return !readOnly

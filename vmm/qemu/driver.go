@@ -162,16 +162,24 @@ func checkPaths(c *vmm.Config) error {
 	}
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {
-			info, err := os.Stat(e.HostPath)
-			switch {
-			case err != nil:
+			if err := exists(e); err != nil {
 				return fmt.Errorf("%w: share %s: %w", vmm.ErrConfig, s.Tag, err)
-			case e.File && info.IsDir():
-				return fmt.Errorf("%w: share %s: %s is a directory", vmm.ErrConfig, s.Tag, e.HostPath)
-			case !e.File && !info.IsDir():
-				return fmt.Errorf("%w: share %s: %s is not a directory", vmm.ErrConfig, s.Tag, e.HostPath)
 			}
 		}
+	}
+	return nil
+}
+
+// exists checks that what an entry names is there and is what it says.
+func exists(e vmm.ShareEntry) error {
+	info, err := os.Stat(e.HostPath)
+	switch {
+	case err != nil:
+		return err
+	case e.File && info.IsDir():
+		return fmt.Errorf("%s is a directory", e.HostPath)
+	case !e.File && !info.IsDir():
+		return fmt.Errorf("%s is not a directory", e.HostPath)
 	}
 	return nil
 }

@@ -189,9 +189,9 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 func shares(c *vmm.Config) []jail.Share {
 	var all []jail.Share
 	for _, s := range c.Shares {
-		share := jail.Share{Name: s.Tag}
+		share := jail.Share{Name: s.Tag, Grows: s.Grows}
 		for _, e := range s.Entries {
-			share.Entries = append(share.Entries, jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File})
+			share.Entries = append(share.Entries, entry(e))
 		}
 		all = append(all, share)
 	}
@@ -448,4 +448,22 @@ func (v *machine) Info() vmm.Info {
 		Jail:        slices.Clone(v.facts),
 		Start:       slices.Clone(v.phases),
 	}
+}
+
+func entry(e vmm.ShareEntry) jail.Entry {
+	return jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File}
+}
+
+// Share adds an entry to a share.
+func (v *machine) Share(ctx context.Context, tag string, e vmm.ShareEntry) error {
+	if !slices.ContainsFunc(v.config.Shares, func(s vmm.Share) bool { return s.Tag == tag && s.Grows }) {
+		return fmt.Errorf("%w: the machine has no share %q that grows", vmm.ErrConfig, tag)
+	}
+	if err := errors.Join(e.Check(), ctx.Err()); err != nil {
+		return fmt.Errorf("%w: share %s: %w", vmm.ErrConfig, tag, err)
+	}
+	if err := exists(e); err != nil {
+		return fmt.Errorf("%w: share %s: %w", vmm.ErrConfig, tag, err)
+	}
+	return v.process.Add(tag, entry(e))
 }

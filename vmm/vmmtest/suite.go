@@ -150,6 +150,7 @@ func (s suite) devices(t *testing.T) {
 			{Name: "rw", HostPath: host + "/rw"}, {Name: "ro", HostPath: host + "/ro", ReadOnly: true},
 			{Name: "file", HostPath: host + "/file", File: true}, {Name: "rofile", HostPath: host + "/file", File: true, ReadOnly: true},
 		}},
+		{Tag: "grows", Grows: true},
 		{Tag: "volumes", MapOwnership: true, Entries: []vmm.ShareEntry{{Name: "v", HostPath: host + "/volume"}}},
 	}
 
@@ -178,6 +179,7 @@ func (s suite) devices(t *testing.T) {
 	})
 	t.Run("disks", func(t *testing.T) { disks(t, g, scratch) })
 	t.Run("shares", func(t *testing.T) { shares(t, g, host) })
+	t.Run("growing share", func(t *testing.T) { growing(t, v, g, host) })
 	t.Run("network", func(t *testing.T) { network(t, g, ours) })
 	t.Run("bulk", func(t *testing.T) { bulk(t, g) })
 	t.Run("console", func(t *testing.T) {
@@ -277,6 +279,51 @@ func shareTree(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// growing adds entries to a share of a running machine.
+func growing(t *testing.T, v vmm.VM, g *Guest, host string) {
+	ctx := t.Context()
+	g.Ask(t, "mount grows /g")
+	err := v.Share(ctx, "grows", vmm.ShareEntry{Name: "rw", HostPath: host + "/rw"})
+	if os.Geteuid() != 0 {
+		if err == nil || !strings.Contains(err.Error(), "user namespace") {
+			t.Errorf("as an ordinary user: %v, want an error that names user namespaces", err)
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := g.Ask(t, "cat /g/rw/a"); got != "content of rw/a" {
+		t.Errorf("file %q", got)
+	}
+	g.Ask(t, "write /g/rw/added fromguest")
+	if b, err := os.ReadFile(host + "/rw/added"); err != nil || string(b) != "fromguest" {
+		t.Errorf("on the host: %q, %v", b, err)
+	}
+	for _, e := range []vmm.ShareEntry{{Name: "ro", HostPath: host + "/ro", ReadOnly: true}, {Name: "rofile", HostPath: host + "/file", File: true, ReadOnly: true}} {
+		if err := v.Share(ctx, "grows", e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.Refused(t, "read-only", "write /g/ro/sub/c x")
+	g.Refused(t, "read-only", "write /g/rofile x")
+	g.Refused(t, "read-only", "write /g/new x")
+	for what, e := range map[string]vmm.ShareEntry{
+		"the same name":   {Name: "rw", HostPath: host + "/ro"},
+		"a way out":       {Name: "..", HostPath: host + "/ro"},
+		"nothing":         {Name: "no", HostPath: host + "/nothing"},
+		"a file, no dir":  {Name: "f", HostPath: host + "/file"},
+		"a relative path": {Name: "r", HostPath: "rw"},
+	} {
+		if err := v.Share(ctx, "grows", e); err == nil {
+			t.Errorf("%s was added", what)
+		}
+	}
+	if err := v.Share(ctx, "binds", vmm.ShareEntry{Name: "late", HostPath: host + "/rw"}); !errors.Is(err, vmm.ErrConfig) {
+		t.Errorf("a share that does not grow: %v, want ErrConfig", err)
+	}
 }
 
 func shares(t *testing.T, g *Guest, host string) {

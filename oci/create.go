@@ -1,0 +1,310 @@
+package oci
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"manis/bundle"
+	"manis/pod"
+)
+
+// creation is what create and run are asked for.
+type creation struct {
+	bundle, pidFile, consoleSocket string
+	preserveFDs                    int
+	detach                         bool // run
+	keep                           bool
+}
+
+func (o *creation) flags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVarP(&o.bundle, "bundle", "b", "", "the bundle's directory (default: the current one)")
+	f.StringVar(&o.consoleSocket, "console-socket", "", "unix socket that receives the terminal's descriptor")
+	f.StringVar(&o.pidFile, "pid-file", "", "file to write the process id to")
+	f.IntVar(&o.preserveFDs, "preserve-fds", 0, "number of further descriptors for the container: none can cross into a virtual machine")
+	f.Bool("no-pivot", false, "accepted: the guest always can pivot")
+	f.Bool("no-new-keyring", false, "accepted: the guest has keyrings of its own")
+}
+
+func (a *app) createCommand() *cobra.Command {
+	var o creation
+	cmd := &cobra.Command{
+		Use: "create [flags] ID", Short: "Make a container from a bundle; its process does not run yet", Args: one,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.create(cmd.Context(), args[0], &o, false)
+			if err != nil {
+				return err
+			}
+			return c.proxy.Release()
+		},
+	}
+	o.flags(cmd)
+	return cmd
+}
+
+// created is a container that create has made.
+type created struct {
+	state *state
+	pod   *pod.Client
+	proxy *os.Process
+}
+
+// create makes a container. With foreground the caller's own terminal is the container's.
+func (a *app) create(ctx context.Context, id string, o *creation, foreground bool) (_ *created, err error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	if o.preserveFDs > 0 {
+		return nil, errors.New("--preserve-fds: the container runs in a virtual machine, which open descriptors of the host cannot enter")
+	}
+	if o.bundle == "" {
+		o.bundle = "."
+	}
+	b, err := bundle.Load(o.bundle)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := b.Plan(bundle.Environment{})
+	if err != nil {
+		return nil, err
+	}
+	terminal := b.Spec.Process.Terminal
+	switch {
+	case terminal && !foreground && o.consoleSocket == "":
+		return nil, errors.New("cannot allocate tty if manis will detach without setting console socket")
+	case o.consoleSocket != "" && (foreground || !terminal):
+		return nil, errors.New("cannot use console socket if manis will not detach or allocate tty")
+	}
+	if err := a.open(); err != nil {
+		return nil, err
+	}
+	if err := a.store.claim(id); err != nil {
+		return nil, err
+	}
+	var undo []func()
+	defer func() {
+		if err != nil {
+			for i := len(undo) - 1; i >= 0; i-- {
+				undo[i]()
+			}
+		}
+	}()
+	undo = append(undo, func() { a.store.remove(id) })
+	for _, w := range plan.Warnings {
+		a.log("warning", w)
+	}
+
+	st := &state{
+		Version: specs.Version, ID: id, Bundle: b.Dir, Rootfs: plan.Root, Created: time.Now().UTC(), Owner: owner(),
+		Annotations: b.Spec.Annotations, Hooks: b.Spec.Hooks, Terminal: terminal,
+	}
+	netns, newNetns, err := networkOf(b.Spec)
+	if err != nil {
+		return nil, err
+	}
+	var master, slave *os.File
+	files := []*os.File{a.in, a.out, a.err}
+	switch {
+	case terminal && foreground:
+		if slave, err = os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0); err != nil {
+			return nil, fmt.Errorf("the container wants a terminal, and the caller has none: %w", err)
+		}
+		files = []*os.File{slave}
+	case terminal:
+		if master, slave, err = openTerminal(b.Spec.Process.ConsoleSize); err != nil {
+			return nil, err
+		}
+		defer master.Close()
+		files = []*os.File{slave}
+	}
+	if slave != nil {
+		defer slave.Close()
+	}
+	stand := pod.ProxyConfig{Netns: netns, NewNetns: newNetns, Contained: true, Args: b.Spec.Process.Args}
+	if master != nil {
+		stand.Terminal = slave
+	}
+	proxy, err := pod.StartProxy(stand)
+	if err != nil {
+		return nil, err
+	}
+	defer proxy.Socket.Close()
+	undo = append(undo, func() { proxy.Process.Kill(); proxy.Process.Wait() })
+	st.PID = proxy.Process.Pid
+	if st.Birth, err = birthOf(st.PID); err != nil {
+		return nil, fmt.Errorf("start the container's proxy: %w", err)
+	}
+	joined, err := a.findJoins(plan.Namespaces)
+	if err != nil {
+		return nil, err
+	}
+	if st.Pod = joined.pod; st.Pod == "" {
+		if st.Pod, err = a.podDir(id); err != nil {
+			return nil, err
+		}
+		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+	}
+	if hooks := st.Hooks; hooks != nil {
+		creating := st.specState(specs.StateCreating)
+		for _, h := range []struct {
+			name   string
+			hooks  []specs.Hook
+			inside int
+		}{{"prestart", hooks.Prestart, 0}, {"createRuntime", hooks.CreateRuntime, 0}, {"createContainer", hooks.CreateContainer, st.PID}} {
+			if err := runHooks(ctx, h.name, h.hooks, creating, h.inside); err != nil {
+				return nil, err
+			}
+		}
+	}
+	view := pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly, Binds: seen(plan)}
+	if err := proxy.Show(&view); err != nil {
+		return nil, err
+	}
+	client := pod.At(pod.Socket(st.Pod))
+	if joined.pod == "" {
+		if err := a.startPod(st.Pod); err != nil {
+			return nil, err
+		}
+	}
+	config, err := json.Marshal(b.Spec)
+	if err != nil {
+		return nil, err
+	}
+	request := &pod.CreateRequest{ID: id, Bundle: b.Dir, Config: config, Accel: b.Spec.Annotations["manis.accel"], Boot: b.Spec.Annotations["manis.boot"]}
+	request.JoinPID, request.JoinIPC, request.JoinUTS = joined.with[specs.PIDNamespace], joined.with[specs.IPCNamespace], joined.with[specs.UTSNamespace]
+	if netns != "" || newNetns {
+		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
+	}
+	request.Rows, request.Columns = sizeOf(slave)
+	if err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...); err != nil {
+		return nil, err
+	}
+	undo = append(undo, func() { client.Remove(context.WithoutCancel(ctx), id) })
+	if master != nil {
+		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
+			return nil, err
+		}
+	}
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
+	if o.pidFile != "" {
+		if err := writeFile(o.pidFile, strconv.Itoa(st.PID)); err != nil {
+			return nil, fmt.Errorf("write the pid file: %w", err)
+		}
+	}
+	return &created{st, client, proxy.Process}, nil
+}
+
+// seen are the host's directories and files that a container sees, and where.
+func seen(plan *bundle.Plan) []pod.ViewBind {
+	byName := make(map[string]bundle.Bind)
+	for _, b := range plan.Binds {
+		byName[b.Name] = b
+	}
+	var list []pod.ViewBind
+	for _, m := range plan.Create.Mounts {
+		if b, ok := byName[path.Base(m.Source)]; ok && m.Type == "share" {
+			list = append(list, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+		}
+	}
+	return list
+}
+
+// networkOf says which network namespace a container is for: one by path, a new one, or the
+// host's, which a machine cannot have.
+func networkOf(spec *specs.Spec) (path string, fresh bool, err error) {
+	if spec.Linux != nil {
+		for _, ns := range spec.Linux.Namespaces {
+			if ns.Type == specs.NetworkNamespace {
+				return ns.Path, ns.Path == "", nil
+			}
+		}
+	}
+	return "", false, errors.New("the host's network was asked for (config.json names no network namespace): " +
+		"a container in a virtual machine cannot have the host's interfaces; give it a network namespace, or publish its ports")
+}
+
+// podDir names the directory of a new container's pod, short enough for a socket in it.
+func (a *app) podDir(id string) (string, error) {
+	sum := sha256.Sum256([]byte(a.store.root + "\x00" + id))
+	dir := filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return "", fmt.Errorf("make the pod's directory: %w", err)
+	}
+	// What is there belonged to a container whose directory is gone.
+	if err := os.RemoveAll(dir); err != nil {
+		return "", fmt.Errorf("make the pod's directory: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make the pod's directory: %w", err)
+	}
+	return dir, nil
+}
+
+// startPod starts the process of a pod.
+func (a *app) startPod(dir string) error {
+	listener, err := net.Listen("unix", pod.Socket(dir))
+	if err != nil {
+		return fmt.Errorf("listen for the pod: %w", err)
+	}
+	unixListener := listener.(*net.UnixListener)
+	unixListener.SetUnlinkOnClose(false)
+	defer listener.Close()
+	file, err := unixListener.File()
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	words, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("make the pod's log: %w", err)
+	}
+	defer words.Close()
+	cmd := exec.Command("/proc/self/exe", pod.Word, dir)
+	cmd.Args[0] = "manis"
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), a.places.Environ()...)
+	cmd.Stderr = words
+	cmd.ExtraFiles = []*os.File{file}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start the pod: %w", err)
+	}
+	return cmd.Process.Release()
+}
+
+func sizeOf(terminal *os.File) (rows, columns uint32) {
+	if terminal == nil {
+		return 0, 0
+	}
+	size, err := unix.IoctlGetWinsize(int(terminal.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0, 0
+	}
+	return uint32(size.Row), uint32(size.Col)
+}
+
+func owner() string {
+	if u, err := user.LookupId(strconv.Itoa(os.Geteuid())); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(os.Geteuid())
+}

@@ -1,0 +1,127 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"manis/pod"
+)
+
+func (a *app) startCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "start ID", Short: "Execute the process of a created container", Args: one,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, client, err := a.load(args[0])
+			if err != nil {
+				return err
+			}
+			return a.start(cmd.Context(), st, client)
+		},
+	}
+}
+
+// start executes a container's process, and runs the hooks that come after it. Their failures
+// are only told: the process runs (runtime specification, "Lifecycle", step 10).
+func (a *app) start(ctx context.Context, st *state, client *pod.Client) error {
+	err := client.Start(ctx, st.ID)
+	if errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound) {
+		return errors.New("cannot start a container that has stopped")
+	}
+	if err != nil {
+		return err
+	}
+	if st.Hooks != nil {
+		if err := runHooks(ctx, "poststart", st.Hooks.Poststart, st.specState(specs.StateRunning), 0); err != nil {
+			a.log("warning", err.Error())
+			fmt.Fprintln(a.err, "warning:", err)
+		}
+	}
+	return nil
+}
+
+func (a *app) runCommand() *cobra.Command {
+	var o creation
+	cmd := &cobra.Command{
+		Use: "run [flags] ID", Short: "Make a container from a bundle and execute its process", Args: one,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			c, err := a.create(ctx, args[0], &o, !o.detach)
+			if err != nil {
+				return err
+			}
+			restore := func() {}
+			if c.state.Terminal && !o.detach {
+				restore = rawTerminal()
+			}
+			defer restore()
+			if err := a.start(ctx, c.state, c.pod); err != nil {
+				a.delete(ctx, c.state, c.pod, true)
+				return err
+			}
+			if o.detach {
+				return c.proxy.Release()
+			}
+			code := follow(c.proxy)
+			if !o.keep {
+				a.delete(ctx, c.state, c.pod, true)
+			}
+			if code != 0 {
+				return exit(code)
+			}
+			return nil
+		},
+	}
+	o.flags(cmd)
+	cmd.Flags().BoolVarP(&o.detach, "detach", "d", false, "do not wait for the container")
+	cmd.Flags().BoolVar(&o.keep, "keep", false, "do not delete the container when its process has ended")
+	cmd.Flags().Bool("no-subreaper", false, "accepted: nobody has to be reaped here")
+	return cmd
+}
+
+// follow passes signals on to a proxy until it ends, and returns its exit code.
+func follow(proxy *os.Process) int {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals)
+	defer signal.Stop(signals)
+	go func() {
+		for s := range signals {
+			switch s {
+			case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
+			default:
+				proxy.Signal(s)
+			}
+		}
+	}()
+	state, err := proxy.Wait()
+	if err != nil {
+		return 255
+	}
+	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return state.ExitCode()
+}
+
+// rawTerminal lets every byte through to the guest's terminal, and returns what undoes that.
+func rawTerminal() func() {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		return func() {}
+	}
+	old, err := term.MakeRaw(int(tty.Fd()))
+	return func() {
+		if err == nil {
+			term.Restore(int(tty.Fd()), old)
+		}
+		tty.Close()
+	}
+}

@@ -1,0 +1,105 @@
+package pod
+
+import (
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"manis/api/agent"
+)
+
+// request is what a front end asks of a pod.
+type request struct {
+	Verb string          `json:"verb"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// reply answers it.
+type reply struct {
+	Error string          `json:"error,omitempty"`
+	Kind  kind            `json:"kind,omitempty"`
+	Body  json.RawMessage `json:"body,omitempty"`
+}
+
+// kind keeps an error's meaning across the socket.
+type kind string
+
+const (
+	kindNotFound kind = "not found"
+	kindState    kind = "state"
+	kindOther    kind = "other"
+)
+
+// Errors that a front end tells apart.
+var (
+	// ErrNotFound: the pod has no such container or process.
+	ErrNotFound = errors.New("container does not exist")
+	// ErrState: the container is in a state that does not allow what was asked for.
+	ErrState = errors.New("invalid container state")
+	// ErrGone: the pod has ended, and all of its containers with it.
+	ErrGone = errors.New("the pod has ended")
+)
+
+// CreateRequest makes a container. With it come the proxy's socket and the streams: stdin,
+// stdout and stderr, or the slave of a terminal.
+type CreateRequest struct {
+	ID string
+	// Bundle is the bundle's directory, absolute, and Config what its config.json held.
+	Bundle string
+	Config []byte
+	// Netns is a path of the network namespace whose interfaces the machine takes over. It
+	// counts for a pod's first container.
+	Netns string
+	// JoinPID, JoinIPC and JoinUTS are containers of the pod whose namespaces this one has.
+	JoinPID, JoinIPC, JoinUTS string
+	// Accel and Boot are as in container.Config.
+	Accel, Boot string
+	// Rows and Columns are the terminal's size, 0 if unknown.
+	Rows, Columns uint32
+}
+
+// ExecRequest runs a further process in a container. With it come descriptors as for
+// CreateRequest.
+type ExecRequest struct {
+	ID, ExecID string
+	Process    *specs.Process
+	// IgnorePaused runs it in a paused container, too: it waits there.
+	IgnorePaused  bool
+	Rows, Columns uint32
+}
+
+// SignalRequest sends a signal to a container's first process, to another one, or to all.
+type SignalRequest struct {
+	ID, ExecID string
+	Signal     uint32
+	All        bool
+}
+
+// UpdateRequest changes a container's limits. What it does not name stays.
+type UpdateRequest struct {
+	ID        string
+	Resources *specs.LinuxResources
+}
+
+// ref names a container.
+type ref struct{ ID string }
+
+// Status is what a pod says of a container.
+type Status struct {
+	// Status is created, running, paused or stopped, as the OCI runtime specification has it.
+	Status specs.ContainerState
+	// VMPID is the process of the virtual machine.
+	VMPID     int
+	StartedAt time.Time
+	// Boot says where the machine came from.
+	Boot string
+	// Trace are the spans of the creation, JSON.
+	Trace json.RawMessage `json:",omitempty"`
+}
+
+// Usage are a container's counters.
+type Usage struct {
+	Stats *agent.StatsResponse
+}
