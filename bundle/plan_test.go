@@ -134,6 +134,29 @@ func TestResources(t *testing.T) {
 	}
 }
 
+// An update changes what it names alone.
+func TestUpdate(t *testing.T) {
+	b := parse(t, with(t, `{"linux":{"resources":{"memory":{"limit":67108864},"pids":{"limit":7},"cpu":{"shares":2},
+		"devices":[{"allow":true,"access":"rwm"}],"unified":{"memory.high":"1"}}}}`))
+	limit, none, quota := int64(100<<20), int64(-1), int64(50000)
+	if a, err := b.Resources(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil || a.MemoryBytes != 100<<20 || a.Pids != 7 || a.CpuWeight != 1 || !a.DeviceRules[0].Allow || a.Unified["memory.high"] != "1" {
+		t.Errorf("memory: %v, %v", a, err)
+	}
+	if a, err := b.Resources(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}, Pids: &specs.LinuxPids{Limit: &none}}); err != nil || a.MemoryBytes != 100<<20 || a.Pids != 0 || a.CpuQuotaUs != 50000 || a.CpuWeight != 1 {
+		t.Errorf("CPU: %v, %v", a, err)
+	}
+	tiny := int64(1)
+	if _, err := b.Resources(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &tiny}}); err == nil {
+		t.Error("a byte of memory")
+	}
+	if a, err := b.Resources(nil); err != nil || a.MemoryBytes != 100<<20 {
+		t.Errorf("after a mistake: %v, %v", a, err)
+	}
+	if *b.Spec.Linux.Resources.Memory.Limit != 64<<20 {
+		t.Error("the configuration was changed")
+	}
+}
+
 func TestNamespaces(t *testing.T) {
 	p := plan(t, `{"hostname":"h","domainname":"d","linux":{
 		"namespaces":[{"type":"network"},{"type":"uts","path":"/proc/7/ns/uts"},{"type":"user"},{"type":"time"}],
