@@ -32,6 +32,8 @@ type container struct {
 	thread *thread
 	// procfs is what the first process still has to mount.
 	procfs procfs
+	// ownUTS says that the UTS namespace is not shared.
+	ownUTS bool
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
 	// disks are the writable ones, to be synced and released.
@@ -41,12 +43,12 @@ type container struct {
 	// writing by pause, since nothing can be launched into a frozen cgroup.
 	running sync.RWMutex
 
-	mu      sync.Mutex
-	first   *process
-	reaper  *process // of --init, else nil
-	pids    *process // one of the PID namespace that is not the container's own, else nil
+	mu     sync.Mutex
+	first  *process
+	reaper *process // of --init, else nil
+	pids   *process // one of the PID namespace that is not the container's own, else nil
 	// joined are processes whose namespaces of these kinds the container has.
-	joined map[int]*process
+	joined  map[int]*process
 	execs   map[string]*process
 	paused  bool
 	removed bool
@@ -259,6 +261,7 @@ func (c *container) build(t *tracer) error {
 			flags |= n.flag
 		}
 	}
+	c.ownUTS = flags&unix.CLONE_NEWUTS != 0
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}

@@ -112,6 +112,10 @@ grep CapEff /proc/self/status | cut -f2`
 	if r.stdout != "mounted\nlocked\nro\nother\ncgroup\nnomknod\n" {
 		t.Errorf("root of the namespace: %q %s", r.stdout, r.stderr)
 	}
+	// A UTS namespace of the sandbox stays one.
+	if r := m.run(t, sh("hostname"), func(r *api.CreateContainerRequest) { users(r); r.ShareUts, r.Hostname = true, "" }); r.stdout != "sandbox\n" {
+		t.Errorf("shared UTS namespace: %q %s", r.stdout, r.stderr)
+	}
 	unmapped := sh("true")
 	unmapped.Uid = 70000
 	box, _, err := m.create(t, unmapped, users)
