@@ -211,6 +211,10 @@ func TestProcess(t *testing.T) {
 	if want := `{"ociVersion":"1.3.0","status":"created","bundle":"/b","annotations":{"k":"v"}}`; p.Create.HookState != want {
 		t.Errorf("state %s, want %s", p.Create.HookState, want)
 	}
+	p = plan(t, `{"process":{"env":["A=1","B=2","A=3"]}}`, nil)
+	if got := strings.Join(p.Create.Process.Env, " "); got != "B=2 A=3" {
+		t.Errorf("environment %s", got)
+	}
 	b := parse(t, with(t, `{"process":{"execCPUAffinity":{"final":"1,9"}},"linux":{"personality":{"domain":"LINUX32"}}}`))
 	further, err := b.Process(&specs.Process{Args: []string{"id"}, Cwd: "/"})
 	if err != nil || len(further.CpuAffinity) != 2 || further.CpuAffinity[0] != 2 || further.CpuAffinity[1] != 2 || further.Personality != 8 {
