@@ -201,6 +201,10 @@ func (p *planner) bindDevice(dest, source string, info fs.FileInfo) (*agent.Moun
 			return &agent.Mount{Destination: dest, Type: "device", Source: s.name}, nil
 		}
 	}
+	if !guestHas(d.Type, d.Major, d.Minor) && dest == source && p.privileged() {
+		p.missing = append(p.missing, source)
+		return nil, nil
+	}
 	if !guestHas(d.Type, d.Major, d.Minor) || !strings.HasPrefix(dest, "/dev/") || !p.hasOwnDev() {
 		return nil, fmt.Errorf("source: %s is a device of the host (%s %d:%d), which would have to be passed through to the virtual machine", source, d.Type, d.Major, d.Minor)
 	}

@@ -89,6 +89,12 @@ func TestDevices(t *testing.T) {
 	if r := p.Create.Resources.DeviceRules[0]; !r.Allow || r.Type != "a" || r.Major != -1 {
 		t.Errorf("rule %v", r)
 	}
+	// Without root an engine binds them, and says that it means a privileged container.
+	p = plan(t, `{"process":{"capabilities":{"bounding":`+string(caps)+`}},"annotations":{"io.podman.annotations.privileged":"TRUE"},
+		"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/sda","type":"bind","source":"/dev/sda"}]}`, hostFiles)
+	if len(p.Create.Devices) != 0 || len(p.Create.Mounts) != 1 || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "/dev/sda") {
+		t.Errorf("without root: %v, warnings %q", p.Create.Devices, p.Warnings)
+	}
 	// Nothing less is privileged.
 	for _, change := range []string{`"CAP_SYS_RAWIO",`, `"allow":true,`} {
 		b := parse(t, with(t, strings.Replace(privileged, change, "", 1)))
