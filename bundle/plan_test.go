@@ -64,7 +64,7 @@ func TestMounts(t *testing.T) {
 // Engines that may not make nodes bind those of the host.
 func TestBoundDevices(t *testing.T) {
 	p := plan(t, `{"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/fuse","type":"bind","source":"/dev/fuse"}]}`, hostFiles)
-	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/fuse" || d[0].Type != "c" || d[0].Major != 10 || d[0].Minor != 229 || d[0].Mode != 0o660 {
+	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/fuse" || d[0].Type != "c" || d[0].Major != 10 || d[0].Minor != 229 || d[0].Mode != 0o660 || d[0].Access != "rwm" {
 		t.Errorf("mounts %v, devices %v", p.Create.Mounts, d)
 	}
 }
@@ -92,6 +92,9 @@ func TestDevices(t *testing.T) {
 	// Without root an engine binds them, and says that it means a privileged container.
 	p = plan(t, `{"process":{"capabilities":{"bounding":`+string(caps)+`}},"annotations":{"io.podman.annotations.privileged":"TRUE"},
 		"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/sda","type":"bind","source":"/dev/sda"}]}`, hostFiles)
+	if r := p.Create.Resources.DeviceRules[0]; !r.Allow || r.Type != "a" {
+		t.Errorf("rule %v", r)
+	}
 	if len(p.Create.Devices) != 0 || len(p.Create.Mounts) != 1 || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "/dev/sda") {
 		t.Errorf("without root: %v, warnings %q", p.Create.Devices, p.Warnings)
 	}

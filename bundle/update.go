@@ -31,7 +31,12 @@ func (b *Bundle) Resources(r *specs.LinuxResources) (*agent.Resources, error) {
 			return nil, fmt.Errorf("update: %w", err)
 		}
 	}
-	p := &planner{Plan: &Plan{Create: new(agent.CreateContainerRequest)}, bundle: b, spec: b.Spec, linux: &specs.Linux{Resources: merged}, host: thisHost}
+	linux := specs.Linux{}
+	if b.Spec.Linux != nil {
+		linux = *b.Spec.Linux
+	}
+	linux.Resources = merged
+	p := &planner{Plan: &Plan{Create: new(agent.CreateContainerRequest)}, bundle: b, spec: b.Spec, linux: &linux, host: thisHost}
 	if err := p.resources(); err != nil {
 		return nil, fmt.Errorf("update: %w", err)
 	}
