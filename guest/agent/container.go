@@ -40,6 +40,8 @@ type container struct {
 	ownUTS bool
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
+	// volumes are the filesystems in memory that it shares.
+	volumes []string
 	// disks are the writable ones, to be synced and released.
 	disks []usedDisk
 
@@ -482,6 +484,7 @@ func (c *container) remove(ctx context.Context) error {
 		note(awaitRelease(d.path))
 	}
 	c.disks = nil
+	note(c.releaseVolumes())
 	if c.verity != nil {
 		note(c.verity.remove())
 	}
