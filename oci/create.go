@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/bundle"
+	"manis/cgroup"
 	"manis/pod"
 )
 
@@ -161,6 +163,21 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		}
 		undo = append(undo, func() { os.RemoveAll(st.Pod) })
 	}
+	var asked string
+	if b.Spec.Linux != nil {
+		asked = b.Spec.Linux.CgroupsPath
+	}
+	if st.Group, err = a.groupPath(id, asked); err != nil {
+		return nil, err
+	}
+	group, err := makeGroup(st.Group, asked != "", st.PID)
+	if err != nil {
+		return nil, err
+	}
+	if group == nil {
+		st.Group = ""
+	}
+	undo = append(undo, func() { removeGroup(st.Group) })
 	if hooks := st.Hooks; hooks != nil {
 		creating := st.specState(specs.StateCreating)
 		for _, h := range []struct {
@@ -179,7 +196,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	}
 	client := pod.At(pod.Socket(st.Pod))
 	if joined.pod == "" {
-		if err := a.startPod(st.Pod); err != nil {
+		if err := a.startPod(st.Pod, group); err != nil {
 			return nil, err
 		}
 	}
@@ -260,7 +277,7 @@ func (a *app) podDir(id string) (string, error) {
 }
 
 // startPod starts the process of a pod.
-func (a *app) startPod(dir string) error {
+func (a *app) startPod(dir string, group *cgroup.Group) error {
 	listener, err := net.Listen("unix", pod.Socket(dir))
 	if err != nil {
 		return fmt.Errorf("listen for the pod: %w", err)
@@ -288,6 +305,14 @@ func (a *app) startPod(dir string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the pod: %w", err)
 	}
+	// The machine will be there, too.
+	if group != nil {
+		if err := group.Join(cmd.Process.Pid); err != nil {
+			cmd.Process.Kill()
+			cmd.Process.Wait()
+			return fmt.Errorf("start the pod: %w", err)
+		}
+	}
 	return cmd.Process.Release()
 }
 
@@ -307,4 +332,11 @@ func owner() string {
 		return u.Username
 	}
 	return strconv.Itoa(os.Geteuid())
+}
+
+// hostRoot reports whether this is root, and not that of a user namespace.
+func hostRoot() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(b))
+	return os.Geteuid() == 0 && err == nil && len(f) == 3 && f[1] == "0"
 }
