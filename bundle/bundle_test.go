@@ -44,8 +44,10 @@ func fakeHost(files map[string]node) host {
 		return n, nil
 	}
 	return host{
-		cpus: 4,
-		stat: func(name string) (os.FileInfo, error) { return find(name) },
+		cpus:    4,
+		name:    func() (string, error) { return "outside", nil },
+		capable: func(capability int) bool { return capability != unix.CAP_SYS_RESOURCE },
+		stat:    func(name string) (os.FileInfo, error) { return find(name) },
 		filesystem: func(name string) (int64, uint64, error) {
 			n, err := find(name)
 			return n.kind, n.size, err
@@ -206,7 +208,7 @@ func TestPlanErrors(t *testing.T) {
 		`{"mounts":[{"destination":"/x","type":"bind","source":"/sock"}]}`:                        "is a socket of the host",
 		`{"mounts":[{"destination":"/x","type":"bind","source":"/fifo"}]}`:                        "neither a directory nor a regular file",
 		`{"mounts":[{"destination":"/x","type":"bind","source":"/dev/sda"}]}`:                     "device of the host (b 8:0)",
-		`{"mounts":[{"destination":"/x","type":"bind","source":"/dev/null"}]}`:                    "passed through",
+		`{"mounts":[{"destination":"/x","type":"bind","source":"/dev/fuse"}]}`:                    "passed through",
 		`{"mounts":[{"destination":"/x","type":"tmpfs","options":["idmap"]}]}`:                    "mapped ids",
 		`{"mounts":[{"destination":"/x","type":"tmpfs","options":["remount"]}]}`:                  "remount",
 		`{"mounts":[{"destination":"/x","type":"tmpfs","options":["subdir=a"]}]}`:                 "not a mount option",
@@ -269,18 +271,20 @@ func TestPlanErrors(t *testing.T) {
 }
 
 var hostFiles = map[string]node{
-	"/file":       {mode: 0o644},
-	"/dir":        {mode: fs.ModeDir | 0o755, kind: unix.EXT4_SUPER_MAGIC},
-	"/b/rel":      {mode: fs.ModeDir | 0o755},
-	"/sock":       {mode: fs.ModeSocket},
-	"/fifo":       {mode: fs.ModeNamedPipe},
-	"/dev/null":   {mode: fs.ModeDevice | fs.ModeCharDevice | 0o666, rdev: unix.Mkdev(1, 3)},
-	"/dev/sda":    {mode: fs.ModeDevice | 0o660, rdev: unix.Mkdev(8, 0)},
-	"/shm":        {mode: fs.ModeDir | 0o777, kind: unix.TMPFS_MAGIC, size: 1 << 20},
-	"/cg":         {mode: fs.ModeDir, kind: unix.CGROUP2_SUPER_MAGIC},
-	"/sys":        {mode: fs.ModeDir, kind: unix.SYSFS_MAGIC},
-	"/proc":       {mode: fs.ModeDir, kind: unix.PROC_SUPER_MAGIC},
-	"/dev/mqueue": {mode: fs.ModeDir, kind: mqueueMagic},
+	"/file":                  {mode: 0o644},
+	"/dir":                   {mode: fs.ModeDir | 0o755, kind: unix.EXT4_SUPER_MAGIC},
+	"/b/rel":                 {mode: fs.ModeDir | 0o755},
+	"/sock":                  {mode: fs.ModeSocket},
+	"/fifo":                  {mode: fs.ModeNamedPipe},
+	"/dev/null":              {mode: fs.ModeDevice | fs.ModeCharDevice | 0o666, rdev: unix.Mkdev(1, 3)},
+	"/dev/fuse":              {mode: fs.ModeDevice | fs.ModeCharDevice | 0o660, rdev: unix.Mkdev(10, 229)},
+	"/dev/sda":               {mode: fs.ModeDevice | 0o660, rdev: unix.Mkdev(8, 0)},
+	"/shm":                   {mode: fs.ModeDir | 0o777, kind: unix.TMPFS_MAGIC, size: 1 << 20},
+	"/sys/fs/cgroup/systemd": {mode: fs.ModeDir, kind: unix.CGROUP_SUPER_MAGIC},
+	"/cg":                    {mode: fs.ModeDir, kind: unix.CGROUP2_SUPER_MAGIC},
+	"/sys":                   {mode: fs.ModeDir, kind: unix.SYSFS_MAGIC},
+	"/proc":                  {mode: fs.ModeDir, kind: unix.PROC_SUPER_MAGIC},
+	"/dev/mqueue":            {mode: fs.ModeDir, kind: mqueueMagic},
 }
 
 // The configuration that Podman makes of a container needs no change.
@@ -374,7 +378,7 @@ func TestRealConfigurations(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		h := fakeHost(nil)
+		h := thisHost
 		h.stat = func(string) (os.FileInfo, error) { return node{mode: fs.ModeDir}, nil }
 		h.filesystem = func(string) (int64, uint64, error) { return unix.TMPFS_MAGIC, 1 << 20, nil }
 		p, err := b.plan(Environment{}, h)

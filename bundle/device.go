@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
 	"manis/container/spec"
@@ -44,6 +45,14 @@ var guestDevices = []struct {
 	{"c", 10, 236}, // mapper/control
 	{"c", 10, 237}, // loop-control
 	{"b", 7, -1},   // loop0 and further
+}
+
+// standardDevices are those that the agent can put on a file.
+var standardDevices = []struct {
+	name         string
+	major, minor int64
+}{
+	{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0},
 }
 
 func guestHas(kind string, major, minor int64) bool {
@@ -113,8 +122,9 @@ func (p *planner) devices() error {
 	return nil
 }
 
-// privileged recognises what engines make of a privileged container: all that the kernel
-// can allow. They list every device of the host for it, wanted or not.
+// privileged recognises what engines make of a privileged container: no filter, every device,
+// and all capabilities that they have themselves. They list every device of the host for it,
+// wanted or not.
 func (p *planner) privileged() bool {
 	if p.linux.Seccomp != nil || p.linux.Resources == nil || p.spec.Process == nil || p.spec.Process.Capabilities == nil {
 		return false
@@ -123,9 +133,8 @@ func (p *planner) privileged() bool {
 	for _, c := range p.spec.Process.Capabilities.Bounding {
 		has[c] = true
 	}
-	for _, c := range spec.Capabilities() {
-		// An older kernel of the host does not have the newest.
-		if !has[c] && c != "CAP_PERFMON" && c != "CAP_BPF" && c != "CAP_CHECKPOINT_RESTORE" {
+	for number, c := range spec.Capabilities() {
+		if !has[c] && (number == unix.CAP_SYS_ADMIN || p.host.capable(number)) {
 			return false
 		}
 	}

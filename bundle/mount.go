@@ -38,7 +38,7 @@ func (p *planner) mounts() error {
 	return nil
 }
 
-// mount translates one; nil is one that became a device.
+// mount translates one; nil is one that became something else.
 func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
 	// Bundles of the time before runtime-spec 1.0.2 have relative ones.
 	dest := path.Clean("/" + m.Destination)
@@ -93,12 +93,16 @@ func (p *planner) bind(dest, source string, o mountOptions) (*agent.Mount, error
 	}
 	switch mode := info.Mode(); {
 	case mode.IsDir():
+		if strings.HasPrefix(dest, cgroups+"/") && strings.HasPrefix(source, cgroups+"/") {
+			p.hierarchy(dest, o)
+			return nil, nil
+		}
 		if a, err := p.hostFilesystem(dest, source, o); a != nil || err != nil {
 			return a, err
 		}
 	case mode.IsRegular():
 	case mode&fs.ModeDevice != 0:
-		return nil, p.bindDevice(dest, source, info)
+		return p.bindDevice(dest, source, info)
 	case mode&fs.ModeSocket != 0:
 		return nil, fmt.Errorf("source: %s is a socket of the host: its peers cannot be reached from a virtual machine (a TCP port can)", source)
 	default:
@@ -137,7 +141,7 @@ func (p *planner) hostFilesystem(dest, source string, o mountOptions) (*agent.Mo
 	switch {
 	case (kind == unix.TMPFS_MAGIC || kind == unix.RAMFS_MAGIC) && dest == "/dev/shm":
 		return sharedMemory(dest, source, size, o), nil
-	case kind == unix.CGROUP2_SUPER_MAGIC || kind == unix.CGROUP_SUPER_MAGIC, kind == unix.TMPFS_MAGIC && source == "/sys/fs/cgroup":
+	case kind == unix.CGROUP2_SUPER_MAGIC || kind == unix.CGROUP_SUPER_MAGIC, kind == unix.TMPFS_MAGIC && source == cgroups:
 		return own("cgroup2"), nil
 	case kind == unix.PROC_SUPER_MAGIC && same && dest == "/proc":
 		return own("proc"), nil
@@ -147,6 +151,21 @@ func (p *planner) hostFilesystem(dest, source string, o mountOptions) (*agent.Mo
 		return own("mqueue"), nil
 	}
 	return nil, nil
+}
+
+// cgroups is where systems have their cgroups.
+const cgroups = "/sys/fs/cgroup"
+
+// hierarchy takes the bind of one of the host's cgroup v1 hierarchies below the container's
+// cgroups, as engines make for systemd, which writes there. The guest has the unified one
+// alone: that becomes writable instead.
+func (p *planner) hierarchy(dest string, o mountOptions) {
+	p.warn("mounts: %s is left out: the virtual machine has cgroup v2 alone, at %s", dest, cgroups)
+	for _, m := range p.Create.Mounts {
+		if m.Type == "cgroup2" && m.Destination == cgroups && !o.readonly {
+			m.Options = append(m.Options, "rw")
+		}
+	}
 }
 
 // mqueueMagic is MQUEUE_MAGIC of the kernel's ipc/mqueue.c.
@@ -164,24 +183,30 @@ func sharedMemory(dest, source string, size uint64, o mountOptions) *agent.Mount
 	return &agent.Mount{Destination: dest, Type: "bind", Source: "shm-" + hex.EncodeToString(hash[:16]), Options: options}
 }
 
-// bindDevice makes a device file that an engine without the right to make nodes binds
-// from the host: a node of the guest's device of that number.
-func (p *planner) bindDevice(dest, source string, info fs.FileInfo) error {
+// bindDevice translates the bind of a device file, with which users hide files (of /dev/null)
+// and engines without the right to make nodes give devices: it is the guest's device of
+// that number.
+func (p *planner) bindDevice(dest, source string, info fs.FileInfo) (*agent.Mount, error) {
 	d := specs.LinuxDevice{Path: dest, Type: "b"}
 	if info.Mode()&fs.ModeCharDevice != 0 {
 		d.Type = "c"
 	}
 	number, ok := deviceNumber(info)
 	if !ok {
-		return fmt.Errorf("source: %s is a device of unknown number", source)
+		return nil, fmt.Errorf("source: %s is a device of unknown number", source)
 	}
 	d.Major, d.Minor = int64(unix.Major(number)), int64(unix.Minor(number))
+	for _, s := range standardDevices {
+		if d.Type == "c" && d.Major == s.major && d.Minor == s.minor {
+			return &agent.Mount{Destination: dest, Type: "device", Source: s.name}, nil
+		}
+	}
 	if !guestHas(d.Type, d.Major, d.Minor) || !strings.HasPrefix(dest, "/dev/") || !p.hasOwnDev() {
-		return fmt.Errorf("source: %s is a device of the host (%s %d:%d), which would have to be passed through to the virtual machine", source, d.Type, d.Major, d.Minor)
+		return nil, fmt.Errorf("source: %s is a device of the host (%s %d:%d), which would have to be passed through to the virtual machine", source, d.Type, d.Major, d.Minor)
 	}
 	mode := uint32(info.Mode().Perm())
 	p.Create.Devices = append(p.Create.Devices, &agent.Device{Path: dest, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: mode})
-	return nil
+	return nil, nil
 }
 
 // hasOwnDev reports whether /dev is in memory, so that a node in it is not one in the root

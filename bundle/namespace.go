@@ -71,6 +71,14 @@ func (p *planner) names() error {
 		}
 	}
 	p.Create.Hostname, p.Create.Domainname = p.spec.Hostname, p.spec.Domainname
+	if own {
+		return nil
+	}
+	// What a container in the host's namespace would see.
+	var err error
+	if p.Create.Hostname, err = p.host.name(); err != nil {
+		return fmt.Errorf("linux.namespaces: without a uts namespace: %w", err)
+	}
 	return nil
 }
 

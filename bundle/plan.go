@@ -70,10 +70,14 @@ type host struct {
 	stat func(path string) (os.FileInfo, error)
 	// filesystem gives type (statfs(2), f_type) and size in bytes of the one that path is on.
 	filesystem func(path string) (kind int64, size uint64, err error)
-	cpus       int
+	name       func() (string, error)
+	// capable reports whether this process could give a capability, by its number, to another:
+	// an engine that starts it can give no more.
+	capable func(capability int) bool
+	cpus    int
 }
 
-var thisHost = host{stat: os.Stat, filesystem: statfs, cpus: runtime.NumCPU()}
+var thisHost = host{stat: os.Stat, filesystem: statfs, name: os.Hostname, capable: capable, cpus: runtime.NumCPU()}
 
 func statfs(path string) (int64, uint64, error) {
 	var st unix.Statfs_t
@@ -81,6 +85,11 @@ func statfs(path string) (int64, uint64, error) {
 		return 0, 0, err
 	}
 	return int64(st.Type), st.Blocks * uint64(st.Bsize), nil
+}
+
+func capable(capability int) bool {
+	has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(capability), 0, 0, 0)
+	return err == nil && has == 1
 }
 
 // planner collects a plan.

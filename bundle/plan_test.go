@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -29,6 +30,7 @@ func TestMounts(t *testing.T) {
 		`{"destination":"/proc","type":"bind","source":"/proc","options":["rbind"]}`:                              "proc proc /proc ",
 		`{"destination":"/dev/mqueue","type":"bind","source":"/dev/mqueue"}`:                                      "mqueue mqueue /dev/mqueue ",
 		`{"destination":"/host/proc","type":"bind","source":"/proc","options":["ro"]}`:                            "share binds/0 /host/proc bind,ro",
+		`{"destination":"/etc/x","type":"bind","source":"/dev/null","options":["ro"]}`:                            "device null /etc/x ",
 		`{"destination":"/data","type":"bind","source":"/shm"}`:                                                   "share binds/0 /data bind",
 	} {
 		p := plan(t, `{"mounts":[`+mount+`]}`, hostFiles)
@@ -39,6 +41,11 @@ func TestMounts(t *testing.T) {
 		if len(p.Binds) == 1 && (p.Binds[0].ReadOnly != strings.Contains(want, "ro,") && p.Binds[0].ReadOnly != strings.HasSuffix(want, "ro")) {
 			t.Errorf("%s: bind %+v", mount, p.Binds[0])
 		}
+	}
+	p := plan(t, `{"mounts":[{"destination":"/sys/fs/cgroup","type":"cgroup","options":["ro"]},
+		{"destination":"/sys/fs/cgroup/systemd","type":"bind","source":"/sys/fs/cgroup/systemd","options":["bind"]}]}`, hostFiles)
+	if m := p.Create.Mounts; len(m) != 1 || strings.Join(m[0].Options, ",") != "ro,rw" || len(p.Warnings) != 1 {
+		t.Errorf("for systemd: mounts %v, warnings %q", m, p.Warnings)
 	}
 	// Shared memory is recognised by where it comes from.
 	shm := func(source string) string {
@@ -56,8 +63,8 @@ func TestMounts(t *testing.T) {
 
 // Engines that may not make nodes bind those of the host.
 func TestBoundDevices(t *testing.T) {
-	p := plan(t, `{"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/null","type":"bind","source":"/dev/null"}]}`, hostFiles)
-	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/null" || d[0].Type != "c" || d[0].Major != 1 || d[0].Minor != 3 || d[0].Mode != 0o666 {
+	p := plan(t, `{"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/fuse","type":"bind","source":"/dev/fuse"}]}`, hostFiles)
+	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/fuse" || d[0].Type != "c" || d[0].Major != 10 || d[0].Minor != 229 || d[0].Mode != 0o660 {
 		t.Errorf("mounts %v, devices %v", p.Create.Mounts, d)
 	}
 }
@@ -71,7 +78,7 @@ func TestDevices(t *testing.T) {
 		t.Errorf("devices %v", d)
 	}
 	// A privileged container lists what the host has.
-	caps, _ := json.Marshal(spec.Capabilities())
+	caps, _ := json.Marshal(slices.DeleteFunc(spec.Capabilities(), func(c string) bool { return c == "CAP_SYS_RESOURCE" }))
 	privileged := `{"process":{"capabilities":{"bounding":` + string(caps) + `}},"linux":{
 		"resources":{"devices":[{"allow":true,"access":"rwm"}]},
 		"devices":[{"path":"/dev/sda","type":"b","major":8,"minor":0},{"path":"/dev/kmsg","type":"c","major":1,"minor":11}]}}`
@@ -143,6 +150,9 @@ func TestNamespaces(t *testing.T) {
 	if len(p.Warnings) != 2 || !strings.Contains(p.Warnings[0], "pid namespace") {
 		t.Errorf("warnings %q", p.Warnings)
 	}
+	if p = plan(t, `{"linux":{"namespaces":[]}}`, nil); p.Create.Hostname != "outside" {
+		t.Errorf("hostname %q", p.Create.Hostname)
+	}
 	if p = plan(t, `{}`, nil); p.Net != (Namespace{}) || len(p.Warnings) != 0 {
 		t.Errorf("network %+v, warnings %q", p.Net, p.Warnings)
 	}
@@ -151,7 +161,8 @@ func TestNamespaces(t *testing.T) {
 func TestProcess(t *testing.T) {
 	p := plan(t, `{"process":{"terminal":true,"consoleSize":{"height":24,"width":80},"user":{"uid":5,"gid":6,"additionalGids":[7]},
 		"noNewPrivileges":true,"oomScoreAdj":-7,"apparmorProfile":"docker-default","selinuxLabel":"a:b",
-		"capabilities":{"bounding":["CAP_CHOWN","CAP_NEWEST"],"ambient":["CAP_CHOWN"]},
+		"capabilities":{"bounding":["CAP_CHOWN","CAP_NEWEST"],"permitted":["CAP_CHOWN","CAP_KILL"],
+			"inheritable":["CAP_CHOWN"],"ambient":["CAP_CHOWN","CAP_KILL"]},
 		"rlimits":[{"type":"RLIMIT_NOFILE","soft":4194304,"hard":4194305}],
 		"scheduler":{"policy":"SCHED_FIFO","priority":10,"flags":["SCHED_FLAG_RESET_ON_FORK"]},
 		"ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":7},"execCPUAffinity":{"initial":"0","final":"1,9"}},
@@ -167,7 +178,7 @@ func TestProcess(t *testing.T) {
 	if len(a.Capabilities.Bounding) != 1 || len(a.Capabilities.Ambient) != 1 || a.Rlimits[0].Hard != 1<<20 || a.Rlimits[0].Soft != 1<<20 {
 		t.Errorf("capabilities %v, limits %v", a.Capabilities, a.Rlimits)
 	}
-	if len(p.Warnings) != 4 {
+	if len(p.Warnings) != 5 {
 		t.Errorf("warnings %q", p.Warnings)
 	}
 	h := p.Create.StartHooks

@@ -181,10 +181,19 @@ func capabilities(c *specs.LinuxCapabilities, warn func(format string, args ...a
 		}
 		return list
 	}
-	return &agent.Capabilities{
+	a := &agent.Capabilities{
 		Bounding: keep(c.Bounding), Effective: keep(c.Effective), Permitted: keep(c.Permitted),
-		Inheritable: keep(c.Inheritable), Ambient: keep(c.Ambient),
+		Inheritable: keep(c.Inheritable),
 	}
+	for _, name := range keep(c.Ambient) {
+		if slices.Contains(a.Permitted, name) && slices.Contains(a.Inheritable, name) {
+			a.Ambient = append(a.Ambient, name)
+		} else {
+			// As in the configuration that `runc spec` writes.
+			warn("process.capabilities.ambient: %s is left out, since it is not both permitted and inheritable (capabilities(7))", name)
+		}
+	}
+	return a
 }
 
 // limitNames are those of getrlimit(2).

@@ -1865,7 +1865,8 @@ type Mount struct {
 	// "share": source is TAG/ENTRY of a 9p share; "disk": source is the serial of a disk
 	// with ext4 or EROFS; "bind": source names a directory in memory that the
 	// sandbox's containers share, made on first use: with options of a tmpfs (size=, mode=)
-	// as a filesystem of its own, which those of the first use hold for.
+	// as a filesystem of its own, which those of the first use hold for; "device": source
+	// is null, zero, full, random, urandom or tty, whose node lies on a file.
 	Type   string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	// As in fstab and the OCI runtime-spec: ro, nosuid, size=..., rbind,

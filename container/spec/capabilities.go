@@ -25,7 +25,7 @@ var defaultCapabilities = strings.Fields(`
 	CAP_SETUID CAP_SETFCAP CAP_SETPCAP CAP_NET_BIND_SERVICE CAP_SYS_CHROOT CAP_KILL
 	CAP_AUDIT_WRITE`)
 
-// Capabilities are the names of all that the guest's kernel has, in its order.
+// Capabilities are the names of all that the guest's kernel has, by their numbers.
 func Capabilities() []string { return slices.Clone(allCapabilities) }
 
 // capabilities is the bounding set, in the kernel's order. What is both added

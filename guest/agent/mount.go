@@ -116,7 +116,7 @@ func (c *container) detach(m *mount) error {
 		switch kind {
 		case "", "none", "bind":
 			kind = "bind"
-		case "share", "disk":
+		case "share", "disk", "device":
 		default:
 			kind = "bind"
 		}
@@ -140,6 +140,8 @@ func (c *container) detach(m *mount) error {
 		m.fd, err = cloneShare(m.Source)
 	case "disk":
 		m.fd, err = c.mountDisk(m.Source, m.data, m.set)
+	case "device":
+		m.fd, err = cloneDevice(m.Source)
 	case "bind":
 		m.fd, err = openVolume(m.Source, m.recursive)
 	default:
@@ -152,6 +154,9 @@ func (c *container) detach(m *mount) error {
 		if err := c.descend(m); err != nil {
 			return err
 		}
+	}
+	if kind == "device" {
+		m.set, m.clear = m.set&^unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_RDONLY, m.clear&^unix.MOUNT_ATTR_RDONLY
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(m.fd, &st); err != nil {
@@ -241,6 +246,22 @@ func cloneShare(source string) (int, error) {
 		err = fmt.Errorf("share entry %q does not exist", source)
 	}
 	return fd, err
+}
+
+// cloneDevice clones the node of a device that every container has. It is the agent's, so
+// it is mounted read-only: that keeps its owner and mode, and lets the device be written to.
+func cloneDevice(name string) (int, error) {
+	for _, n := range defaultNodes {
+		if n.name != name {
+			continue
+		}
+		fd, err := cloneTree(unix.AT_FDCWD, "/dev/"+name, false)
+		if err != nil {
+			return -1, fmt.Errorf("bind /dev/%s: %w", name, err)
+		}
+		return fd, nil
+	}
+	return -1, fail(codes.InvalidArgument, fmt.Errorf("source %q is not a device that every container has", name))
 }
 
 // openVolume clones a directory in memory that the containers of the sandbox

@@ -56,6 +56,26 @@ func TestRootOnShare(t *testing.T) {
 	}
 }
 
+func TestBoundDevice(t *testing.T) {
+	m := theMachine(t)
+	r := m.run(t, sh("wc -c </data/file; echo x >/data/file && echo written; chmod 600 /data/file 2>/dev/null || echo kept; head -c 3 /new/zero | wc -c"), func(r *api.CreateContainerRequest) {
+		r.Mounts = []*api.Mount{
+			{Destination: "/data/file", Type: "device", Source: "null", Options: []string{"rw", "nodev"}},
+			{Destination: "/new/zero", Type: "device", Source: "zero"},
+		}
+	})
+	if r.stdout != "0\nwritten\nkept\n3\n" {
+		t.Errorf("got %q %s", r.stdout, r.stderr)
+	}
+	for _, source := range []string{"vda", "../run", "", "kmsg"} {
+		if _, _, err := m.create(t, sh("true"), func(r *api.CreateContainerRequest) {
+			r.Mounts = []*api.Mount{{Destination: "/x", Type: "device", Source: source}}
+		}); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%q: %v", source, err)
+		}
+	}
+}
+
 func TestSharedMemory(t *testing.T) {
 	m := theMachine(t)
 	shm := func(r *api.CreateContainerRequest) {
