@@ -261,22 +261,36 @@ func (a *app) launch(ctx context.Context, c *container.Container, forCopy bool) 
 	if err != nil {
 		return nil, err
 	}
-	if err := a.chooseAccel(ctx, c); err != nil {
+	cfg, err := c.Config()
+	if err != nil {
 		return nil, err
 	}
-	if terminal.Is(a.err) {
-		a.announceTemplate(ctx, c)
+	driver := monitor.Driver(places)
+	vm, err := a.chooseMachine(ctx, places, driver, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if terminal.Is(a.err) && (forCopy || !goesOn(c, cfg)) {
+		a.announceTemplate(places, cfg, driver, vm)
 	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()
 	opt := monitor.SpawnOptions{Environ: places.Environ(), Copy: forCopy}
 	if !forCopy {
-		if cfg, err := c.Config(); err == nil {
-			opt.Pool = monitor.Waiting(ctx, places, cfg)
-			opt.Missed = func() { monitor.Missed(places, cfg) }
-		}
+		opt.Pool = monitor.Waiting(places, cfg, driver, vm)
+		opt.Missed = func() { monitor.Missed(places, cfg) }
 	}
 	return monitor.Spawn(ctx, c, opt)
+}
+
+// goesOn reports whether the container's next start goes on from its snapshot and needs no template: only
+// the first one does.
+func goesOn(c *container.Container, cfg *container.Config) bool {
+	if cfg.Snapshot == "" {
+		return false
+	}
+	st, err := c.State()
+	return err != nil || !st.Continued
 }
 
 // writeNew writes a file that must not be there yet.

@@ -41,8 +41,9 @@ type Standby struct {
 	pool      string            // the directory of the pool that it belongs to; empty: none
 }
 
-// Waiting lists the sockets of machines that wait for a container with this configuration.
-func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) []string {
+// Waiting lists the sockets of machines that wait for a container with this configuration, whose machine
+// is vm.
+func Waiting(places *place.Places, cfg *container.Config, driver *qemu.Driver, vm vmm.Config) []string {
 	dir, err := os.Open(places.Pool())
 	if err != nil {
 		return nil // no pool
@@ -51,7 +52,7 @@ func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) [
 	if !poolable(cfg) {
 		return nil
 	}
-	kind, err := PoolKind(ctx, places, cfg)
+	kind, err := poolKind(driver, vm)
 	if err != nil {
 		return nil
 	}
