@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,10 +65,8 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	for _, note := range f.Unheeded() {
 		a.note("%s", note)
 	}
-	if f.CIDFile != "" {
-		if _, err := os.Stat(f.CIDFile); err == nil {
-			return nil, nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
-		}
+	if err := cidFile(f.CIDFile).free(); err != nil {
+		return nil, nil, err
 	}
 	if f.Name != "" {
 		// Said before a pull; what happens meanwhile is found by Create.
@@ -118,11 +114,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	if err != nil {
 		return nil, nil, err
 	}
-	if f.CIDFile != "" {
-		if err := writeNew(f.CIDFile, c.ID); err != nil {
-			a.discard(c)
-			return nil, nil, fmt.Errorf("write the container ID file: %w", err)
-		}
+	if err := cidFile(f.CIDFile).write(c); err != nil {
+		a.discard(c)
+		return nil, nil, err
 	}
 	return c, cfg, nil
 }
@@ -291,20 +285,4 @@ func goesOn(c *container.Container, cfg *container.Config) bool {
 	}
 	st, err := c.State()
 	return err != nil || !st.Continued
-}
-
-// writeNew writes a file that must not be there yet.
-func writeNew(name, content string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s was made by somebody else meanwhile: %w", name, err)
-		}
-		return err
-	}
-	_, err = f.WriteString(content)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	return err
 }
