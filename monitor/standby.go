@@ -207,15 +207,11 @@ func (s *Standby) listen(places *place.Places) (*net.UnixListener, string, error
 // accept reads a claim, which only this user may make.
 func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, first net.Conn, log *os.File, err error) {
 	conn.SetDeadline(time.Now().Add(claimTime))
-	raw, err := conn.SyscallConn()
+	uid, err := pool.Peer(conn)
 	if err != nil {
 		return "", nil, nil, err
 	}
-	var peer *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
-		return "", nil, nil, errors.Join(cerr, err)
-	}
-	if int(peer.Uid) != os.Geteuid() {
+	if uid != os.Geteuid() {
 		return "", nil, nil, errors.New("claimed by another user")
 	}
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))
