@@ -41,12 +41,12 @@ type container struct {
 	// writing by pause, since nothing can be launched into a frozen cgroup.
 	running sync.RWMutex
 
-	mu      sync.Mutex
-	first   *process
-	reaper  *process // of --init, else nil
-	pids    *process // one of the PID namespace that is not the container's own, else nil
+	mu     sync.Mutex
+	first  *process
+	reaper *process // of --init, else nil
+	pids   *process // one of the PID namespace that is not the container's own, else nil
 	// joined are processes whose namespaces of these kinds the container has.
-	joined map[int]*process
+	joined  map[int]*process
 	execs   map[string]*process
 	paused  bool
 	removed bool
@@ -341,6 +341,11 @@ func (c *container) build(t *tracer) error {
 	}
 	if err := c.finishRoot(); err != nil {
 		return err
+	}
+	if r.FindCommand {
+		if err := findCommand(r.Process); err != nil {
+			return err
+		}
 	}
 	t.mark("mounts")
 	return nil
