@@ -32,6 +32,12 @@ type container struct {
 	thread *thread
 	// procfs is what the first process still has to mount.
 	procfs procfs
+	// ending is closed when the container is about to be removed: what holds mu for long
+	// ends then.
+	ending  chan struct{}
+	endOnce sync.Once
+	// ownUTS says that the UTS namespace is not shared.
+	ownUTS bool
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
 	// disks are the writable ones, to be synced and released.
@@ -116,7 +122,7 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 	if len(r.StartHooks) > maxHooks {
 		return nil, fail(codes.InvalidArgument, fmt.Errorf("more than %d hooks", maxHooks))
 	}
-	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process)}
+	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process), ending: make(chan struct{})}
 	s.mu.Lock()
 	switch {
 	case !s.isSetUp:
@@ -259,6 +265,7 @@ func (c *container) build(t *tracer) error {
 			flags |= n.flag
 		}
 	}
+	c.ownUTS = flags&unix.CLONE_NEWUTS != 0
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
@@ -436,6 +443,7 @@ func (s *service) RemoveContainer(ctx context.Context, r *api.ContainerRef) (*ap
 }
 
 func (c *container) remove(ctx context.Context) error {
+	c.endOnce.Do(func() { close(c.ending) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed {
