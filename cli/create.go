@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -67,10 +65,8 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	for _, note := range f.Unheeded() {
 		a.note("%s", note)
 	}
-	if f.CIDFile != "" {
-		if _, err := os.Stat(f.CIDFile); err == nil {
-			return nil, nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
-		}
+	if err := cidFile(f.CIDFile).free(); err != nil {
+		return nil, nil, err
 	}
 	if f.Name != "" {
 		// Said before a pull; what happens meanwhile is found by Create.
@@ -118,11 +114,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	if err != nil {
 		return nil, nil, err
 	}
-	if f.CIDFile != "" {
-		if err := writeNew(f.CIDFile, c.ID); err != nil {
-			a.discard(c)
-			return nil, nil, fmt.Errorf("write the container ID file: %w", err)
-		}
+	if err := cidFile(f.CIDFile).write(c); err != nil {
+		a.discard(c)
+		return nil, nil, err
 	}
 	return c, cfg, nil
 }
@@ -261,36 +255,34 @@ func (a *app) launch(ctx context.Context, c *container.Container, forCopy bool) 
 	if err != nil {
 		return nil, err
 	}
-	if err := a.chooseAccel(ctx, c); err != nil {
+	cfg, err := c.Config()
+	if err != nil {
 		return nil, err
 	}
-	if terminal.Is(a.err) {
-		a.announceTemplate(ctx, c)
+	driver := monitor.Driver(places)
+	vm, err := a.chooseMachine(ctx, places, driver, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if terminal.Is(a.err) && (forCopy || !goesOn(c, cfg)) {
+		a.announceTemplate(places, cfg, driver, vm)
 	}
 	_, span := trace.Start(ctx, "spawn")
 	defer span.End()
 	opt := monitor.SpawnOptions{Environ: places.Environ(), Copy: forCopy}
 	if !forCopy {
-		if cfg, err := c.Config(); err == nil {
-			opt.Pool = monitor.Waiting(ctx, places, cfg)
-			opt.Missed = func() { monitor.Missed(places, cfg) }
-		}
+		opt.Pool = monitor.Waiting(places, cfg, driver, vm)
+		opt.Missed = func() { monitor.Missed(places, cfg) }
 	}
 	return monitor.Spawn(ctx, c, opt)
 }
 
-// writeNew writes a file that must not be there yet.
-func writeNew(name, content string) error {
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		if errors.Is(err, fs.ErrExist) {
-			return fmt.Errorf("%s was made by somebody else meanwhile: %w", name, err)
-		}
-		return err
+// goesOn reports whether the container's next start goes on from its snapshot and needs no template: only
+// the first one does.
+func goesOn(c *container.Container, cfg *container.Config) bool {
+	if cfg.Snapshot == "" {
+		return false
 	}
-	_, err = f.WriteString(content)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	st, err := c.State()
+	return err != nil || !st.Continued
 }

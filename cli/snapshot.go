@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -146,10 +145,8 @@ func (a *app) createFromSnapshot(ctx context.Context, name string, f *declare.Fl
 		return nil, nil, err
 	}
 	defer s.Close()
-	if f.CIDFile != "" {
-		if _, err := os.Stat(f.CIDFile); err == nil {
-			return nil, nil, fmt.Errorf("container ID file found, make sure the other container isn't running or delete %s", f.CIDFile)
-		}
+	if err := cidFile(f.CIDFile).free(); err != nil {
+		return nil, nil, err
 	}
 	images, err := a.images()
 	if err != nil {
@@ -175,11 +172,9 @@ func (a *app) createFromSnapshot(ctx context.Context, name string, f *declare.Fl
 	if err != nil {
 		return nil, nil, err
 	}
-	if f.CIDFile != "" {
-		if err := writeNew(f.CIDFile, c.ID); err != nil {
-			a.discard(c)
-			return nil, nil, fmt.Errorf("write the container ID file: %w", err)
-		}
+	if err := cidFile(f.CIDFile).write(c); err != nil {
+		a.discard(c)
+		return nil, nil, err
 	}
 	return c, &cfg, nil
 }

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -14,7 +13,10 @@ import (
 	"manis/cli/present"
 	"manis/container"
 	"manis/monitor"
+	"manis/place"
 	"manis/template"
+	"manis/vmm"
+	"manis/vmm/qemu"
 )
 
 func (a *app) templateCommand() *cobra.Command {
@@ -31,17 +33,8 @@ func (a *app) templates() (*template.Store, error) {
 }
 
 // announceTemplate tells who waits for a first start what it is waiting for.
-func (a *app) announceTemplate(ctx context.Context, c *container.Container) {
-	cfg, err := c.Config()
-	if err != nil || cfg.Boot == "cold" {
-		return
-	}
-	places, err := a.places()
-	if err != nil {
-		return
-	}
-	vm, driver, err := monitor.Machine(ctx, places, cfg)
-	if err == nil && !monitor.Templates(places, driver).Has(monitor.TemplateOf(vm)) {
+func (a *app) announceTemplate(places *place.Places, cfg *container.Config, driver *qemu.Driver, vm vmm.Config) {
+	if cfg.Boot != "cold" && !monitor.Templates(places, driver).Has(monitor.TemplateOf(vm)) {
 		a.note("building a template for machines with %s and %d CPUs (once; later starts go on from it)", units.BytesSize(float64(vm.MemoryBytes)), vm.VCPUs)
 	}
 }

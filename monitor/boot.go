@@ -124,18 +124,24 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 // Machine is the machine that a container of this configuration gets, without its
 // devices, and what starts it.
 func Machine(ctx context.Context, places *place.Places, cfg *container.Config) (vmm.Config, *qemu.Driver, error) {
+	driver := Driver(places)
+	vm, _, err := Choose(ctx, places, driver, cfg)
+	return vm, driver, err
+}
+
+// Choose is Machine for a driver that is there, and says why the machine's accelerator was chosen.
+func Choose(ctx context.Context, places *place.Places, driver *qemu.Driver, cfg *container.Config) (vmm.Config, host.Choice, error) {
 	guest, err := place.FindGuest()
 	if err != nil {
-		return vmm.Config{}, nil, err
+		return vmm.Config{}, host.Choice{}, err
 	}
-	driver := Driver(places)
 	accel, err := Accelerators(places, driver, guest).Choose(ctx, cfg.Accel)
 	if err != nil {
-		return vmm.Config{}, nil, err
+		return vmm.Config{}, host.Choice{}, err
 	}
 	memory, vcpus, err := spec.Machine(cfg)
 	if err != nil {
-		return vmm.Config{}, nil, err
+		return vmm.Config{}, host.Choice{}, err
 	}
 	return vmm.Config{
 		Kernel: guest.Kernel, Initrd: guest.Initramfs,
@@ -149,7 +155,7 @@ func Machine(ctx context.Context, places *place.Places, cfg *container.Config) (
 			// signals that interrupt them would take longer than they run.
 			"GODEBUG=asyncpreemptoff=1",
 		},
-	}, driver, nil
+	}, accel, nil
 }
 
 // Driver starts the machines of this user.

@@ -6,6 +6,8 @@ import (
 	"manis/container"
 	"manis/place"
 	"manis/pool"
+	"manis/vmm"
+	"manis/vmm/qemu"
 )
 
 // PoolKind says which waiting machine a container of this configuration can have.
@@ -14,6 +16,10 @@ func PoolKind(ctx context.Context, places *place.Places, cfg *container.Config) 
 	if err != nil {
 		return pool.Kind{}, err
 	}
+	return poolKind(driver, vm)
+}
+
+func poolKind(driver *qemu.Driver, vm vmm.Config) (pool.Kind, error) {
 	key, _, err := driver.Fingerprint(TemplateOf(vm))
 	if err != nil {
 		return pool.Kind{}, err

@@ -41,8 +41,9 @@ type Standby struct {
 	pool      string            // the directory of the pool that it belongs to; empty: none
 }
 
-// Waiting lists the sockets of machines that wait for a container with this configuration.
-func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) []string {
+// Waiting lists the sockets of machines that wait for a container with this configuration, whose machine
+// is vm.
+func Waiting(places *place.Places, cfg *container.Config, driver *qemu.Driver, vm vmm.Config) []string {
 	dir, err := os.Open(places.Pool())
 	if err != nil {
 		return nil // no pool
@@ -51,7 +52,7 @@ func Waiting(ctx context.Context, places *place.Places, cfg *container.Config) [
 	if !poolable(cfg) {
 		return nil
 	}
-	kind, err := PoolKind(ctx, places, cfg)
+	kind, err := poolKind(driver, vm)
 	if err != nil {
 		return nil
 	}
@@ -206,15 +207,11 @@ func (s *Standby) listen(places *place.Places) (*net.UnixListener, string, error
 // accept reads a claim, which only this user may make.
 func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, first net.Conn, log *os.File, err error) {
 	conn.SetDeadline(time.Now().Add(claimTime))
-	raw, err := conn.SyscallConn()
+	uid, err := pool.Peer(conn)
 	if err != nil {
 		return "", nil, nil, err
 	}
-	var peer *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil || err != nil {
-		return "", nil, nil, errors.Join(cerr, err)
-	}
-	if int(peer.Uid) != os.Geteuid() {
+	if uid != os.Geteuid() {
 		return "", nil, nil, errors.New("claimed by another user")
 	}
 	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))

@@ -13,7 +13,9 @@ import (
 	"os/user"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -21,7 +23,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"manis/api/agent"
 	"manis/bundle"
+	"manis/cgroup"
 	"manis/pod"
 )
 
@@ -161,6 +165,21 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		}
 		undo = append(undo, func() { os.RemoveAll(st.Pod) })
 	}
+	var asked string
+	if b.Spec.Linux != nil {
+		asked = b.Spec.Linux.CgroupsPath
+	}
+	if st.Group, err = a.groupPath(id, asked); err != nil {
+		return nil, err
+	}
+	group, err := makeGroup(st.Group, asked != "", st.PID)
+	if err != nil {
+		return nil, err
+	}
+	if group == nil {
+		st.Group = ""
+	}
+	undo = append(undo, func() { removeGroup(st.Group) })
 	if hooks := st.Hooks; hooks != nil {
 		creating := st.specState(specs.StateCreating)
 		for _, h := range []struct {
@@ -173,13 +192,12 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 			}
 		}
 	}
-	view := pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly, Binds: seen(plan)}
-	if err := proxy.Show(&view); err != nil {
+	if err := proxy.Show(viewOf(plan)); err != nil {
 		return nil, err
 	}
 	client := pod.At(pod.Socket(st.Pod))
 	if joined.pod == "" {
-		if err := a.startPod(st.Pod); err != nil {
+		if err := a.startPod(st.Pod, group); err != nil {
 			return nil, err
 		}
 	}
@@ -213,19 +231,24 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	return &created{st, client, proxy.Process}, nil
 }
 
-// seen are the host's directories and files that a container sees, and where.
-func seen(plan *bundle.Plan) []pod.ViewBind {
+// viewOf is what a container sees of the host, and where the guest mounts something.
+func viewOf(plan *bundle.Plan) *pod.View {
+	v := &pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}
 	byName := make(map[string]bundle.Bind)
 	for _, b := range plan.Binds {
 		byName[b.Name] = b
 	}
-	var list []pod.ViewBind
 	for _, m := range plan.Create.Mounts {
 		if b, ok := byName[path.Base(m.Source)]; ok && m.Type == "share" {
-			list = append(list, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+			v.Binds = append(v.Binds, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+			continue
+		}
+		below := func(o *agent.Mount) bool { return o != m && strings.HasPrefix(m.Destination, o.Destination+"/") }
+		if v.ReadOnly && !slices.ContainsFunc(plan.Create.Mounts, below) {
+			v.Points = append(v.Points, m.Destination)
 		}
 	}
-	return list
+	return v
 }
 
 // networkOf says which network namespace a container is for: one by path, a new one, or the
@@ -260,7 +283,7 @@ func (a *app) podDir(id string) (string, error) {
 }
 
 // startPod starts the process of a pod.
-func (a *app) startPod(dir string) error {
+func (a *app) startPod(dir string, group *cgroup.Group) error {
 	listener, err := net.Listen("unix", pod.Socket(dir))
 	if err != nil {
 		return fmt.Errorf("listen for the pod: %w", err)
@@ -288,6 +311,14 @@ func (a *app) startPod(dir string) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start the pod: %w", err)
 	}
+	// The machine will be there, too.
+	if group != nil {
+		if err := group.Join(cmd.Process.Pid); err != nil {
+			cmd.Process.Kill()
+			cmd.Process.Wait()
+			return fmt.Errorf("start the pod: %w", err)
+		}
+	}
 	return cmd.Process.Release()
 }
 
@@ -307,4 +338,11 @@ func owner() string {
 		return u.Username
 	}
 	return strconv.Itoa(os.Geteuid())
+}
+
+// hostRoot reports whether this is root, and not that of a user namespace.
+func hostRoot() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	f := strings.Fields(string(b))
+	return os.Geteuid() == 0 && err == nil && len(f) == 3 && f[1] == "0"
 }

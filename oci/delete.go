@@ -129,6 +129,7 @@ func (a *app) delete(ctx context.Context, st *state, client *pod.Client, force b
 	if client.Gone(killCtx) {
 		os.RemoveAll(st.Pod)
 	}
+	removeGroup(st.Group)
 	if err := a.store.remove(st.ID); err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type state struct {
 	Birth uint64 `json:"birth"`
 	// Pod is the directory of the pod.
 	Pod string `json:"pod"`
+	// Group is the control group of what the container has on the host.
+	Group string `json:"cgroup,omitempty"`
 }
 
 // Errors by which callers know what is meant; the texts are runc's.

@@ -83,15 +83,15 @@ func (l *ownListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		if uid, err := peer(conn); err == nil && (uid == os.Geteuid() || uid == 0) {
+		if uid, err := Peer(conn); err == nil && (uid == os.Geteuid() || uid == 0) {
 			return conn, nil
 		}
 		conn.Close()
 	}
 }
 
-// peer is the user at the other end.
-func peer(conn *net.UnixConn) (int, error) {
+// Peer is the user at the other end.
+func Peer(conn *net.UnixConn) (int, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return 0, err

@@ -30,7 +30,7 @@ import (
 // Config is what a sandbox is made from.
 type Config struct {
 	Driver vmm.Driver
-	// VM is the machine. Its NIC's connection is made here, see Attach.
+	// VM is the machine. Its NIC's connection is made here, see Attach, if it has no NIC of its own.
 	VM vmm.Config
 	// Setup is the first request; version, entropy and clock are filled in.
 	Setup *agent.SetupRequest
@@ -106,7 +106,7 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 
 	vmConfig := cfg.VM
 	cloned := vmConfig.Frozen != nil || vmConfig.Saved != nil
-	if cfg.Attach == nil && !cfg.Hold && cloned {
+	if cfg.Attach == nil && !cfg.Hold && cloned && vmConfig.NIC == nil {
 		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC} // a clone has what its template has
 	}
 	if cfg.Attach != nil || cfg.Hold {

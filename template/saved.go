@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/host/memo"
 	"manis/image/lockfile"
 	"manis/template/draft"
 	"manis/vmm"
@@ -87,7 +88,7 @@ func OpenSaved(dir string) (_ *Machine, err error) {
 	if err := json.Unmarshal(b, &info); err != nil {
 		return nil, fmt.Errorf("read %s: %w", savedInfoName, err)
 	}
-	if boot, err := bootID(); err != nil || boot != info.Boot {
+	if boot, err := memo.Boot(); err != nil || boot != info.Boot {
 		return nil, errors.New("the host has booted since it was saved")
 	}
 	if info.Failed != "" {
@@ -151,7 +152,7 @@ func (m *Machine) inPlace() bool {
 
 // giveUp leaves a note in place of a saved machine.
 func giveUp(dir string, reason error) {
-	boot, err := bootID()
+	boot, err := memo.Boot()
 	if err != nil {
 		return
 	}
@@ -250,7 +251,7 @@ func WriteSaved(ctx context.Context, tmp string, exercise Exerciser) error {
 		return fmt.Errorf("%s is on a filesystem that is mounted noexec, and the machine is saved as a program", tmp)
 	}
 	info := Saved{Created: time.Now()}
-	if info.Boot, err = bootID(); err != nil {
+	if info.Boot, err = memo.Boot(); err != nil {
 		return err
 	}
 	machine, err := exercise(ctx, pages, resumer)

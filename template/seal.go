@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"manis/host/memo"
 )
 
 // sealed is a file and the digest that it must have, "sha256:...".
@@ -43,15 +45,9 @@ func verify(path string, files ...sealed) error {
 	return nil
 }
 
-// bootID identifies the host's boot.
-func bootID() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return string(bytes.TrimSpace(b)), err
-}
-
 // seal identifies the files' present content for as long as the host runs.
 func seal(files []sealed) ([]byte, error) {
-	boot, err := bootID()
+	boot, err := memo.Boot()
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -15,6 +16,8 @@ const (
 	MaxDisks   = 20
 	MaxShares  = 4
 	MaxEntries = 128
+	// MaxNICs bounds the network interfaces.
+	MaxNICs = 16
 )
 
 // Config describes a VM. The zero value of a field is its default, where one
@@ -47,6 +50,8 @@ type Config struct {
 	Shares []Share
 	// NIC is the network interface; nil is none.
 	NIC *NIC
+	// MoreNICs are further ones of a VM that boots; the guest sees them after NIC, in this order.
+	MoreNICs []NIC
 	// Accel is resolved by the caller: a driver does not guess. Empty means AccelTCG.
 	Accel Accel
 	// CodeCache bounds the memory for translated code where the guest is emulated, bytes;
@@ -89,6 +94,8 @@ type Saved struct {
 	// be in the slots of a VM that goes on from here; slots that were empty may be filled.
 	Disks map[int]string
 	NIC   int
+	// Tap: the network interface's file is a tap device.
+	Tap bool
 }
 
 // Accel says what executes the guest's code.
@@ -152,8 +159,32 @@ type NIC struct {
 	// MAC is a unicast Ethernet address like 52:54:00:12:34:56.
 	MAC string
 	// Conn is one end of a stream socket pair. Frames are preceded by their
-	// length as 32 bits, big endian. Nil is an interface that leads nowhere.
+	// length as 32 bits, big endian. Nil, without a Tap, is an interface that leads nowhere.
 	Conn *os.File
+	// Tap is a tap device in place of Conn: one with IFF_VNET_HDR, so that frames may be larger
+	// than the link's MTU and lack checksums where the guest and the device's other side agree. The monitor
+	// alone reads and writes it. The guest knows of this as far as the VM has booted so: one that goes on
+	// from a frozen one without a tap has whole frames.
+	Tap *os.File
+}
+
+// File is what carries the frames, or nil.
+func (n *NIC) File() *os.File {
+	if n.Tap != nil {
+		return n.Tap
+	}
+	return n.Conn
+}
+
+// check says what is wrong with n.
+func (n *NIC) check() error {
+	if mac, err := net.ParseMAC(n.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		return fmt.Errorf("%q is not a unicast Ethernet address", n.MAC)
+	}
+	if n.Tap != nil && n.Conn != nil {
+		return errors.New("a network interface with both a tap and a connection")
+	}
+	return nil
 }
 
 // Cgroup names the control group of the monitor's process and what it may use
@@ -194,6 +225,12 @@ func (c *Config) Check() error {
 		return fail("negative console limit")
 	case len(c.Disks) > MaxDisks:
 		return fail("%d disks, a VM starts with at most %d", len(c.Disks), MaxDisks)
+	case len(c.MoreNICs) > 0 && (c.NIC == nil || c.Frozen != nil || c.Saved != nil || c.MemoryFile != ""):
+		return fail("only a machine that boots has several network interfaces")
+	case len(c.MoreNICs) >= MaxNICs:
+		return fail("%d network interfaces, a VM has at most %d", len(c.MoreNICs)+1, MaxNICs)
+	case c.Saved != nil && (c.NIC.Tap != nil) != c.Saved.Tap:
+		return fail("a saved machine goes on with a network interface of the kind that it had: a tap, or a connection")
 	case len(c.Shares) > MaxShares:
 		return fail("%d shares, a VM has at most %d", len(c.Shares), MaxShares)
 	}
@@ -220,9 +257,13 @@ func (c *Config) Check() error {
 		}
 	}
 	if c.NIC != nil {
-		mac, err := net.ParseMAC(c.NIC.MAC)
-		if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			return fail("%q is not a unicast Ethernet address", c.NIC.MAC)
+		if err := c.NIC.check(); err != nil {
+			return fail("%v", err)
+		}
+	}
+	for _, n := range c.MoreNICs {
+		if err := n.check(); err != nil {
+			return fail("%v", err)
 		}
 	}
 	return nil

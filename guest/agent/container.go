@@ -351,6 +351,11 @@ func (c *container) build(t *tracer) error {
 	if err := c.finishRoot(); err != nil {
 		return err
 	}
+	if r.FindCommand {
+		if err := findCommand(r.Process); err != nil {
+			return err
+		}
+	}
 	t.mark("mounts")
 	return nil
 }

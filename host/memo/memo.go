@@ -6,6 +6,7 @@
 package memo
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"os"
@@ -57,6 +58,12 @@ func Keep(dir, subject string, v any) {
 	if err != nil {
 		os.Remove(f.Name())
 	}
+}
+
+// Boot identifies the host's boot: some of what is found out is true until the next.
+func Boot() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return string(bytes.TrimSpace(b)), err
 }
 
 // Forget removes what is remembered.

@@ -230,7 +230,7 @@ func exchange(t testing.TB, from, to *space, address string) {
 	}
 }
 
-const payload = 8 << 20
+const payload = 4 << 20
 
 func content() []byte { return bytes.Repeat([]byte("0123456789abcde\n"), payload/16) }
 

@@ -113,6 +113,36 @@ while read -r line </in; do n=$((n+1)); echo "$line $n $(cat /proc/sys/kernel/ra
 	}
 }
 
+// Who starts a container from a snapshot is not told that a template is built: none is, until it starts again.
+func TestSnapshotNeedsNoTemplate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.env = append(w.env, "XDG_CACHE_HOME="+filepath.Join(w.dir, "cache"), "MANIS_EXERCISE=off")
+	w.load("box")
+	w.up("--name", "app", "box", "sleep", "1000")
+	w.ok("checkpoint", "--name", "warm", "app")
+	w.ok("template", "rm", "--all")
+	start := func(args ...string) string {
+		t.Helper()
+		p := w.terminal(args...)
+		if r := p.wait(); r.code != 0 {
+			t.Fatalf("%v: %s", args, r)
+		}
+		return p.out.String()
+	}
+	if said := start("restore", "--name", "copy", "warm"); strings.Contains(said, "template") {
+		t.Errorf("restore said %q", said)
+	}
+	w.removeAtEnd("copy")
+	if got := w.field("copy", "{{.Manis.Boot}}"); got != "snapshot warm" {
+		t.Errorf("the copy came from %q", got)
+	}
+	w.ok("stop", "-t", "0", "copy")
+	if said := start("start", "copy"); !strings.Contains(said, "building a template") {
+		t.Errorf("start said %q", said)
+	}
+}
+
 // In the foreground a copy has the terminal's and the pipes' ends of whoever runs it.
 func TestSnapshotStreams(t *testing.T) {
 	t.Parallel()

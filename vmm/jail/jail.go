@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/cgroup"
 	"manis/launch"
 )
 
@@ -47,7 +48,7 @@ type Config struct {
 	User uint32
 	// Group is the control group of the process. A host that does not permit it
 	// is no error; Verify tells.
-	Group GroupConfig
+	Group cgroup.Config
 	// Open leaves out the jail: the process sees the host as its starter does, but
 	// still gains no privilege and dies with its parent. Files and Shares are not for
 	// it.
@@ -99,7 +100,7 @@ type Process struct {
 	// readOnly says of every share's mount point whether it is.
 	mu        sync.Mutex
 	readOnly  map[string]bool
-	group     *group
+	group     *cgroup.Group
 	groupless string // why there is no group
 	lender    *lender
 }
@@ -107,14 +108,14 @@ type Process struct {
 // Start starts the process and returns when it executes the program.
 func Start(c Config) (_ *Process, err error) {
 	j := &Process{identity: identify(&c), open: c.Open}
-	if g, err := makeGroup(c.Group); err == nil {
+	if g, err := cgroup.Make(c.Group); err == nil {
 		j.group = g
 	} else {
 		j.groupless = err.Error()
 	}
 	defer func() {
 		if err != nil && j.group != nil {
-			j.group.remove()
+			j.group.Remove()
 		}
 	}()
 	if lent := lentFiles(c.Files); len(lent) > 0 && !c.Open {
@@ -145,7 +146,7 @@ func Start(c Config) (_ *Process, err error) {
 		p.Meet("join control group", func(pid int) error {
 			// A group may be makeable but not joinable, when the common parent
 			// of the old one and the new one is not ours (cgroup v2).
-			if err := j.group.join(pid); err != nil {
+			if err := j.group.Join(pid); err != nil {
 				j.groupless = err.Error()
 			}
 			return nil
@@ -214,7 +215,7 @@ func Start(c Config) (_ *Process, err error) {
 		return nil, explain(err)
 	}
 	if j.group != nil && j.groupless != "" {
-		j.group.remove()
+		j.group.Remove()
 		j.group = nil
 	}
 	if j.lender != nil {
@@ -243,7 +244,7 @@ func (j *Process) Release() error {
 	}
 	g := j.group
 	j.group, j.groupless = nil, "removed"
-	return g.remove()
+	return g.Remove()
 }
 
 // furnish builds the root: a tmpfs mounted over Dir, which becomes the working

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/cgroup"
 	"manis/vmm/jail"
 	"manis/vmm/vmmtest"
 )
@@ -419,7 +420,7 @@ func TestGroup(t *testing.T) {
 		}
 	})
 	p := waiting(t, func(c *jail.Config) {
-		c.Group = jail.GroupConfig{Path: "/" + name + "/inner", MemoryBytes: 64 << 20, PIDs: 10}
+		c.Group = cgroup.Config{Path: "/" + name + "/inner", MemoryBytes: 64 << 20, PIDs: 10}
 	})
 	facts, err := p.Verify()
 	if err != nil {

@@ -259,7 +259,7 @@ func (v *verifier) group() Fact {
 	}
 	b, err := readBounded(v.dir + "/cgroup")
 	if err == nil {
-		err = g.holds(b)
+		err = g.Holds(b)
 	}
 	f := fact("control group", err, "%s", g)
 	f.Optional = true

@@ -117,10 +117,19 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 			// stop it without a word.
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=%s,write-cache=on,rerror=report,werror=report,disable-legacy=on", i, d.Serial))
 	}
-	if c.NIC != nil {
+	for i, n := range nics(c) {
+		id := "net"
+		if i > 0 {
+			id = fmt.Sprintf("net%d", i)
+		}
+		fd := inherit(n.File())
+		back := fmt.Sprintf("stream,id=%s,server=off,addr.type=fd,addr.str=%d", id, fd)
+		if n.Tap != nil {
+			back = fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", id, fd)
+		}
 		a = append(a,
-			"-netdev", fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", inherit(c.NIC.Conn)),
-			"-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,guest_announce=off,mac="+c.NIC.MAC)
+			"-netdev", back,
+			"-device", "virtio-net-pci,netdev="+id+",romfile=,disable-legacy=on,guest_announce=off,mac="+n.MAC)
 	}
 	for i, s := range c.Shares {
 		model := "none"
@@ -143,6 +152,14 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 		a = append(a, "-initrd", initrd)
 	}
 	return append(a, "-append", cmdline(c, tscKHz)), files, nil
+}
+
+// nics are the network interfaces.
+func nics(c *vmm.Config) []vmm.NIC {
+	if c.NIC == nil {
+		return nil
+	}
+	return append([]vmm.NIC{*c.NIC}, c.MoreNICs...)
 }
 
 // cmdline is the kernel's command line.

@@ -83,15 +83,27 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		c.Accel = vmm.AccelTCG
 	}
 	v := &machine{begun: begun, done: make(chan struct{}), listening: make(chan struct{}), running: make(chan struct{})}
-	if c.NIC != nil && c.NIC.Conn == nil {
+	c.MoreNICs = slices.Clone(c.MoreNICs)
+	for i := range len(nics(&c)) {
+		n := c.NIC
+		if i > 0 {
+			n = &c.MoreNICs[i-1]
+		}
+		if n.File() != nil {
+			continue
+		}
 		// What the guest sends fills a buffer that nobody empties.
 		conn, theirs, err := pair()
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, v.release())
 		}
 		defer theirs.Close()
 		v.conns = append(v.conns, conn)
-		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Conn: theirs}
+		if i == 0 {
+			c.NIC = &vmm.NIC{MAC: n.MAC, Conn: theirs}
+		} else {
+			n.Conn = theirs
+		}
 	}
 	if c.Saved != nil {
 		err := v.resume(ctx, d.install, c)
@@ -123,7 +135,7 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		}
 	}
 	if c.NIC != nil {
-		v.nic = fdFree + slices.Index(files, c.NIC.Conn)
+		v.nic = fdFree + slices.Index(files, c.NIC.File())
 	}
 	v.mark("prepare")
 	if err := v.spawn(d.install, files); err != nil {

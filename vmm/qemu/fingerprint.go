@@ -28,7 +28,7 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 		c.Accel = vmm.AccelTCG
 	}
 	c.MemoryFile, c.Frozen, c.Saved, c.CodeCache = memoryPath, nil, nil, 0
-	c.Disks, c.NIC = slices.Clone(c.Disks), nil
+	c.Disks, c.NIC, c.MoreNICs = slices.Clone(c.Disks), nil, nil
 	for i := range c.Disks {
 		c.Disks[i].File = nil
 	}

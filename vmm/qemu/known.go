@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"time"
 
@@ -68,8 +67,8 @@ func (m *memory) tsc() int {
 	if khz, ok := tsc.Declared(); ok {
 		return khz
 	}
-	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err == nil && m.Boot == string(boot) && m.TSCKHz > 0 {
+	boot, err := memo.Boot()
+	if err == nil && m.Boot == boot && m.TSCKHz > 0 {
 		return m.TSCKHz
 	}
 	khz, err2 := tsc.Measure(9 * time.Millisecond)
@@ -77,7 +76,7 @@ func (m *memory) tsc() int {
 		return 0
 	}
 	if err == nil {
-		m.Boot, m.TSCKHz = string(boot), khz
+		m.Boot, m.TSCKHz = boot, khz
 	}
 	return khz
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/cgroup"
 	"manis/vmm"
 	"manis/vmm/checkpoint"
 	"manis/vmm/jail"
@@ -154,7 +155,7 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 		Dir:         c.RunDir,
 		KVM:         c.Accel == vmm.AccelKVM,
 		User:        jail.UserFor(c.RunDir),
-		Group:       jail.GroupConfig{Path: c.Cgroup.Path, MemoryBytes: c.Cgroup.MemoryBytes, PIDs: c.Cgroup.PIDs},
+		Group:       cgroup.Config{Path: c.Cgroup.Path, MemoryBytes: c.Cgroup.MemoryBytes, PIDs: c.Cgroup.PIDs},
 		Open:        c.Unjailed,
 	}
 	if c.Unjailed {

@@ -33,7 +33,7 @@ func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (*vmm.Saved
 	if err != nil {
 		return nil, err
 	}
-	saved := &vmm.Saved{Monitor: v.monitor.version, NIC: v.nic}
+	saved := &vmm.Saved{Monitor: v.monitor.version, NIC: v.nic, Tap: v.config.NIC.Tap != nil}
 	if saved.Disks, err = v.diskDescriptors(); err != nil {
 		return nil, err
 	}
@@ -173,6 +173,11 @@ func (v *machine) resume(ctx context.Context, in *Installation, c vmm.Config) er
 	for i := range c.Disks {
 		c.Disks[i].File = nil
 	}
+	if c.Saved.Tap {
+		if err := equip(c.NIC.Tap); err != nil {
+			return err
+		}
+	}
 	v.config, v.nic, v.paused = c, c.Saved.NIC, true
 	v.mark("prepare")
 	if err := v.spawn(in, files); err != nil {
@@ -192,7 +197,7 @@ func (v *machine) resume(ctx context.Context, in *Installation, c vmm.Config) er
 // placed sorts out what a saved QEMU is given: files by their descriptors from fdFree on, with
 // nil for those that it has not, and the disks for slots that were empty.
 func placed(c *vmm.Config) (files []*os.File, inserts []vmm.Disk, err error) {
-	at := map[int]*os.File{c.Saved.NIC: c.NIC.Conn}
+	at := map[int]*os.File{c.Saved.NIC: c.NIC.File()}
 	was := map[string]bool{}
 	for fd, serial := range c.Saved.Disks {
 		i := slices.IndexFunc(c.Disks, func(d vmm.Disk) bool { return d.Serial == serial && d.File != nil })

@@ -13,7 +13,7 @@ import (
 )
 
 // template boots a VM with empty slots and freezes it, and returns its configuration and state.
-func (s suite) template(t *testing.T) (vmm.Config, *os.File) {
+func (s suite) template(t *testing.T, nic vmm.NIC) (vmm.Config, *os.File) {
 	t.Helper()
 	c := base(t)
 	c.VCPUs = 2
@@ -32,7 +32,7 @@ func (s suite) template(t *testing.T) (vmm.Config, *os.File) {
 	}
 	c.Disks = []vmm.Disk{{Serial: "root", ReadOnly: true}, {Serial: "scratch"}}
 	c.Shares = []vmm.Share{{Tag: "b"}}
-	c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01"}
+	c.NIC = &nic
 	v, err := s.driver.Start(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +65,7 @@ func (s suite) template(t *testing.T) (vmm.Config, *os.File) {
 
 // freeze saves a VM and goes on with it twice, with other devices behind its slots.
 func (s suite) freeze(t *testing.T) {
-	c, state := s.template(t)
+	c, state := s.template(t, vmm.NIC{MAC: "52:54:00:00:00:01"})
 	before, err := os.ReadFile(c.MemoryFile)
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 
 // save saves a VM with its monitor's process and continues it several times.
 func (s suite) save(t *testing.T) {
-	frozen, state := s.template(t)
+	frozen, state := s.template(t, vmm.NIC{MAC: "52:54:00:00:00:01"})
 	c := frozen
 	c.Frozen, c.MemoryFile, c.RunDir = &vmm.Frozen{Memory: c.MemoryFile, State: state}, "", t.TempDir()
 	v, g := Start(t, s.driver, c)

@@ -27,6 +27,7 @@ func Run(t *testing.T, driver vmm.Driver) {
 	t.Run("Devices", s.devices)
 	t.Run("Freeze", s.freeze)
 	t.Run("Save", s.save)
+	t.Run("Taps", s.taps)
 	t.Run("Ends", s.ends)
 	t.Run("Rejected", s.rejected)
 	t.Run("Cancelled", s.cancelled)
@@ -90,6 +91,19 @@ func (s suite) config(t *testing.T) {
 		"file is directory":  {share(vmm.ShareEntry{Name: "a", HostPath: "/etc", File: true}), "directory"},
 		"directory is file":  {share(vmm.ShareEntry{Name: "a", HostPath: "/etc/passwd"}), "not a directory"},
 		"multicast address":  {func(c *vmm.Config) { c.NIC = &vmm.NIC{MAC: "01:00:5e:00:00:01", Conn: disk} }, "unicast"},
+		"tap and connection": {func(c *vmm.Config) {
+			c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01", Conn: disk, Tap: disk}
+		}, "both"},
+		"several interfaces without a first": {func(c *vmm.Config) { c.MoreNICs = []vmm.NIC{{MAC: "52:54:00:00:00:01"}} }, "only a machine that boots"},
+		"several interfaces to be frozen": {func(c *vmm.Config) {
+			c.NIC, c.MoreNICs, c.MemoryFile = &vmm.NIC{MAC: "52:54:00:00:00:01"}, []vmm.NIC{{MAC: "52:54:00:00:00:02"}}, "/x"
+		}, "only a machine that boots"},
+		"too many interfaces": {func(c *vmm.Config) {
+			c.NIC, c.MoreNICs = &vmm.NIC{MAC: "52:54:00:00:00:01"}, make([]vmm.NIC, vmm.MaxNICs)
+		}, "at most"},
+		"another address with comma": {func(c *vmm.Config) {
+			c.NIC, c.MoreNICs = &vmm.NIC{MAC: "52:54:00:00:00:01"}, []vmm.NIC{{MAC: "52:54:00:00:00:01,x=y"}}
+		}, "unicast"},
 		"address with comma": {func(c *vmm.Config) { c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01,x=y", Conn: disk} }, "unicast"},
 	} {
 		t.Run(name, func(t *testing.T) {

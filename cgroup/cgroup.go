@@ -1,8 +1,11 @@
-package jail
+// Package cgroup makes control groups of the host, of version 1 or 2, for processes that belong
+// together, where the host permits it. It knows nothing of who the processes are.
+package cgroup
 
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -14,24 +17,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CgroupRoot is where the host mounts its control groups.
-const cgroupRoot = "/sys/fs/cgroup"
+// root is where the host mounts its control groups.
+const root = "/sys/fs/cgroup"
 
-// GroupConfig names a control group for the process.
-type GroupConfig struct {
+// Config names a control group.
+type Config struct {
 	// Path begins with "/" for a path from the root of each hierarchy; else it is
 	// relative to the group of the calling process. Empty: no group.
 	Path string
 	// MemoryBytes and PIDs limit the group; 0 is no limit.
 	MemoryBytes uint64
 	PIDs        int64
+	// Account makes the group in every hierarchy that counts something, too.
+	Account bool
 }
 
-// controllers are those whose limits are set, in either version.
-var controllers = []string{"memory", "pids"}
+// limited are the controllers whose limits are set, counting those that only count, in version 1's names.
+var (
+	limited  = []string{"memory", "pids"}
+	counting = []string{"cpu", "cpuacct", "blkio", "freezer", "devices"}
+)
 
-// group is a control group that was made for one process.
-type group struct {
+// Group is a control group that was made by this process, or is to be removed by it.
+type Group struct {
 	path string // as asked for
 	dirs []dir
 }
@@ -44,7 +52,7 @@ type dir struct {
 	within     string // below the hierarchy's root, as in /proc/PID/cgroup
 }
 
-func (g *group) String() string {
+func (g *Group) String() string {
 	v := "v2"
 	if g.dirs[0].controller != "" {
 		v = "v1"
@@ -52,26 +60,30 @@ func (g *group) String() string {
 	return fmt.Sprintf("%s (%s)", g.dirs[0].within, v)
 }
 
-// makeGroup makes the group where the host permits it and sets its limits.
+// Make makes the group where the host permits it and sets its limits.
 // On error nothing is left.
-func makeGroup(c GroupConfig) (_ *group, err error) {
+func Make(c Config) (_ *Group, err error) {
 	if c.Path == "" {
 		return nil, errors.New("none asked for")
 	}
 	if slices.Contains(strings.Split(c.Path, "/"), "..") {
 		return nil, fmt.Errorf("path %s leads upwards", c.Path)
 	}
-	own, err := readBounded("/proc/self/cgroup")
+	own, err := ownGroups()
 	if err != nil {
 		return nil, err
 	}
-	g := &group{path: c.Path}
+	g := &Group{path: c.Path}
 	unified := unifiedRoot()
+	controllers := limited
+	if c.Account {
+		controllers = slices.Concat(limited, counting)
+	}
 	for _, name := range controllers {
 		d, e := place(name, c.Path, own, unified)
 		if e != nil {
 			err = e
-			continue
+			continue // its limits cannot be set: set says so
 		}
 		if !slices.ContainsFunc(g.dirs, func(o dir) bool { return o.path == d.path }) {
 			g.dirs = append(g.dirs, d)
@@ -82,7 +94,7 @@ func makeGroup(c GroupConfig) (_ *group, err error) {
 	}
 	defer func() {
 		if err != nil {
-			g.remove()
+			g.Remove()
 		}
 	}()
 	for i, d := range g.dirs {
@@ -107,10 +119,37 @@ func makeGroup(c GroupConfig) (_ *group, err error) {
 	return g, nil
 }
 
+// ownGroups is this process's /proc/PID/cgroup.
+func ownGroups() (string, error) {
+	f, err := os.Open("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	return string(b), err
+}
+
+// Find is the group of this path for removal, which need not exist.
+func Find(c Config) (*Group, error) {
+	own, err := ownGroups()
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{path: c.Path}
+	unified := unifiedRoot()
+	for _, name := range slices.Concat(limited, counting) {
+		if d, err := place(name, c.Path, own, unified); err == nil && !slices.ContainsFunc(g.dirs, func(o dir) bool { return o.path == d.path }) {
+			g.dirs = append(g.dirs, d)
+		}
+	}
+	return g, nil
+}
+
 // unifiedRoot is the mount point of version 2 if it has the controllers.
 func unifiedRoot() string {
-	if isUnified(cgroupRoot) {
-		return cgroupRoot
+	if isUnified(root) {
+		return root
 	}
 	return ""
 }
@@ -122,7 +161,7 @@ func isUnified(path string) bool {
 
 // place says where the group is for a controller.
 func place(controller, path, own, unified string) (dir, error) {
-	d := dir{controller: controller, path: filepath.Join(cgroupRoot, controller)}
+	d := dir{controller: controller, path: filepath.Join(root, controller)}
 	if unified != "" {
 		d = dir{path: unified}
 	} else if _, err := os.Stat(d.path); err != nil {
@@ -160,7 +199,7 @@ func membership(file, controller string) (string, bool) {
 func delegate(root, within string) {
 	at := root
 	for part := range strings.SplitSeq(strings.Trim(filepath.Dir(within), "/"), "/") {
-		for _, c := range controllers {
+		for _, c := range limited {
 			os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
 		}
 		if part == "" {
@@ -168,12 +207,12 @@ func delegate(root, within string) {
 		}
 		at = filepath.Join(at, part)
 	}
-	for _, c := range controllers {
+	for _, c := range limited {
 		os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
 	}
 }
 
-func (g *group) set(controller, v1, v2, value string) error {
+func (g *Group) set(controller, v1, v2, value string) error {
 	for _, d := range g.dirs {
 		file := v1
 		if d.controller == "" {
@@ -189,8 +228,8 @@ func (g *group) set(controller, v1, v2, value string) error {
 	return fmt.Errorf("limit %s: no such control group on this host", controller)
 }
 
-// join puts a process into the group.
-func (g *group) join(pid int) error {
+// Join puts a process into the group.
+func (g *Group) Join(pid int) error {
 	for _, d := range g.dirs {
 		if err := os.WriteFile(filepath.Join(d.path, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0); err != nil {
 			return fmt.Errorf("join control group %s: %w", d.within, err)
@@ -199,8 +238,8 @@ func (g *group) join(pid int) error {
 	return nil
 }
 
-// holds checks a /proc/PID/cgroup.
-func (g *group) holds(file string) error {
+// Holds checks a /proc/PID/cgroup.
+func (g *Group) Holds(file string) error {
 	for _, d := range g.dirs {
 		if at, _ := membership(file, d.controller); at != d.within {
 			return fmt.Errorf("the process is in %s, not %s", at, d.within)
@@ -212,8 +251,8 @@ func (g *group) holds(file string) error {
 // removeTime is how long the kernel may take to notice that a group is empty.
 const removeTime = 2 * time.Second
 
-// remove removes the group, which its process must have left.
-func (g *group) remove() error {
+// Remove removes the group, which its process must have left.
+func (g *Group) Remove() error {
 	var errs []error
 	for _, d := range g.dirs {
 		deadline := time.Now().Add(removeTime)
