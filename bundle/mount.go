@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -64,7 +65,7 @@ func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
 	if m.Type == "bind" || o.bind {
 		return p.bind(dest, m.Source, o)
 	}
-	a := &agent.Mount{Destination: dest, Type: m.Type, Source: m.Type, Options: append(o.mount, o.data...)}
+	a := &agent.Mount{Destination: dest, Type: m.Type, Source: cmp.Or(m.Source, m.Type), Options: append(o.mount, o.data...)}
 	switch m.Type {
 	case "proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue":
 	case "cgroup", "cgroup2":

@@ -1247,9 +1247,12 @@ type CreateContainerRequest struct {
 	JoinIpc string `protobuf:"bytes,27,opt,name=join_ipc,json=joinIpc,proto3" json:"join_ipc,omitempty"`
 	JoinUts string `protobuf:"bytes,28,opt,name=join_uts,json=joinUts,proto3" json:"join_uts,omitempty"`
 	// Fail if the process's command does not exist, as far as root can see that before it is executed.
-	FindCommand   bool `protobuf:"varint,29,opt,name=find_command,json=findCommand,proto3" json:"find_command,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	FindCommand bool `protobuf:"varint,29,opt,name=find_command,json=findCommand,proto3" json:"find_command,omitempty"`
+	// The table of mounts (proc_pid_mountinfo(5)) has the order of this request's. Otherwise proc
+	// filesystems come last.
+	KeepMountOrder bool `protobuf:"varint,30,opt,name=keep_mount_order,json=keepMountOrder,proto3" json:"keep_mount_order,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -1481,6 +1484,13 @@ func (x *CreateContainerRequest) GetJoinUts() string {
 func (x *CreateContainerRequest) GetFindCommand() bool {
 	if x != nil {
 		return x.FindCommand
+	}
+	return false
+}
+
+func (x *CreateContainerRequest) GetKeepMountOrder() bool {
+	if x != nil {
+		return x.KeepMountOrder
 	}
 	return false
 }
@@ -4111,7 +4121,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x16suppress_prefix_length\x18\x12 \x01(\x05R\x14suppressPrefixLength\x12\x12\n" +
 	"\x04goto\x18\x13 \x01(\rR\x04goto\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xdb\t\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x85\n" +
+	"\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -4148,7 +4159,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\bjoin_pid\x18\x1a \x01(\tR\ajoinPid\x12\x19\n" +
 	"\bjoin_ipc\x18\x1b \x01(\tR\ajoinIpc\x12\x19\n" +
 	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x12!\n" +
-	"\ffind_command\x18\x1d \x01(\bR\vfindCommand\x1a:\n" +
+	"\ffind_command\x18\x1d \x01(\bR\vfindCommand\x12(\n" +
+	"\x10keep_mount_order\x18\x1e \x01(\bR\x0ekeepMountOrder\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +

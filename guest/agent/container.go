@@ -328,6 +328,9 @@ func (c *container) build(t *tracer) error {
 	if err := c.enterRoot(); err != nil {
 		return err
 	}
+	if r.KeepMountOrder {
+		c.procfs.follow(mounts)
+	}
 	for _, m := range mounts {
 		if m.fd < 0 {
 			if err := c.procfs.expect(m); err != nil {

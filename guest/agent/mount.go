@@ -126,7 +126,7 @@ func (c *container) detach(m *mount) error {
 		// It shows the PID namespace of who mounts it: see procfs.
 		return nil
 	case "sysfs", "mqueue":
-		m.fd, err = newFilesystem(kind, kind, m.data, m.set)
+		m.fd, err = newFilesystem(kind, m.source(), m.data, m.set)
 	case "tmpfs", "ramfs":
 		m.fd, err = c.newMemory(kind, m.data, m.set)
 	case "devpts":
@@ -201,6 +201,14 @@ func (c *container) descend(m *mount) error {
 	unix.Close(m.fd)
 	m.fd = fd
 	return nil
+}
+
+// source is what the table of mounts calls the source of a fresh filesystem.
+func (m *mount) source() string {
+	if m.Source == "" {
+		return m.Type
+	}
+	return m.Source
 }
 
 func hasOption(data []string, prefix string) bool {

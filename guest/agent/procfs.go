@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,8 @@ type procfs struct {
 	readonly []string
 	// places are the destinations of mounts.
 	places []string
+	// later are mounts that come after a proc filesystem and shall stand after it.
+	later []*mount
 }
 
 // procMask is a detached mount that shall hide a path.
@@ -47,6 +50,22 @@ func (f *procfs) expect(m *mount) error {
 	m.Destination = dest
 	f.mounts = append(f.mounts, m)
 	return nil
+}
+
+// follow notes the mounts after the first proc filesystem, without those that move with another.
+func (f *procfs) follow(list []*mount) {
+	for i, m := range list {
+		if m.fd >= 0 {
+			continue
+		}
+		for _, m := range list[i+1:] {
+			below := func(o *mount) bool { return strings.HasPrefix(m.Destination, o.Destination+"/") }
+			if m.fd >= 0 && !slices.ContainsFunc(f.later, below) {
+				f.later = append(f.later, m)
+			}
+		}
+		return
+	}
 }
 
 // takeMasked keeps the paths below a proc filesystem for the first process, each
@@ -137,6 +156,21 @@ func (f *procfs) mount(b *launch.Program) {
 		// same values for these four.
 		const both = unix.MS_RDONLY | quiet
 		b.Mount("proc", m.Destination, "proc", uintptr(m.set)&both&^unix.MS_RDONLY, strings.Join(m.data, ","))
+	}
+	for _, m := range f.later {
+		// A copy of the mount is new and stands last.
+		dest := path.Clean("/" + m.Destination)
+		again := m.propagation&^unix.MS_REC == unix.MS_UNBINDABLE
+		if again {
+			b.Mount("", dest, "", unix.MS_PRIVATE|unix.MS_REC, "")
+		}
+		tree := b.OpenTree(dest, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+		b.Unmount(dest, unix.MNT_DETACH)
+		b.Call("mount "+dest, unix.SYS_MOVE_MOUNT, tree, "", atCWD, dest, unix.MOVE_MOUNT_F_EMPTY_PATH)
+		b.Close(tree)
+		if again {
+			b.Mount("", dest, "", unix.MS_UNBINDABLE, "")
+		}
 	}
 	for _, m := range f.masked {
 		b.Call("mask "+m.path, unix.SYS_MOVE_MOUNT, m.fd, "", atCWD, m.path, unix.MOVE_MOUNT_F_EMPTY_PATH)
