@@ -35,6 +35,9 @@ type Bundle struct {
 	Dir string
 	// Spec is its configuration, as it is in the file.
 	Spec *specs.Spec
+
+	// limits are those of the latest call of Resources.
+	limits *specs.LinuxResources
 }
 
 // Load reads dir/config.json, a regular file of at most 16 MiB. A file that is not there is an

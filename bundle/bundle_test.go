@@ -379,13 +379,24 @@ func TestRealConfigurations(t *testing.T) {
 			continue
 		}
 		h := thisHost
-		h.stat = func(string) (os.FileInfo, error) { return node{mode: fs.ModeDir}, nil }
-		h.filesystem = func(string) (int64, uint64, error) { return unix.TMPFS_MAGIC, 1 << 20, nil }
+		// What the engine has removed since was a directory in memory.
+		h.stat = func(name string) (os.FileInfo, error) {
+			if info, err := os.Stat(name); err == nil {
+				return info, nil
+			}
+			return node{mode: fs.ModeDir}, nil
+		}
+		h.filesystem = func(name string) (int64, uint64, error) {
+			if kind, size, err := statfs(name); err == nil {
+				return kind, size, nil
+			}
+			return unix.TMPFS_MAGIC, 1 << 20, nil
+		}
 		p, err := b.plan(Environment{}, h)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		t.Logf("%s: %q", name, p.Warnings)
+		t.Logf("%s: %v\ndevices %v\nwarnings %q", name, p.Create.Mounts, p.Create.Devices, p.Warnings)
 	}
 }

@@ -75,7 +75,6 @@ func (p *planner) devices() error {
 	if len(p.linux.Devices) > maxDevices {
 		return fmt.Errorf("linux.devices: has %d entries, at most %d are possible", len(p.linux.Devices), maxDevices)
 	}
-	var missing []string
 	for i, d := range p.linux.Devices {
 		field := fmt.Sprintf("linux.devices[%d]", i)
 		if err := insidePath(d.Path); err != nil {
@@ -86,7 +85,7 @@ func (p *planner) devices() error {
 		case "c", "u", "b":
 			if !guestHas(d.Type, d.Major, d.Minor) {
 				if p.privileged() {
-					missing = append(missing, name)
+					p.missing = append(p.missing, name)
 					continue
 				}
 				return fmt.Errorf("%s: %s (%s %d:%d) is a device of the host, which would have to be passed through to the virtual machine", field, name, d.Type, d.Major, d.Minor)
@@ -111,8 +110,8 @@ func (p *planner) devices() error {
 		}
 		p.Create.Devices = append(p.Create.Devices, a)
 	}
-	if n := len(missing); n > 0 {
-		shown := missing[:min(n, 8)]
+	if n := len(p.missing); n > 0 {
+		shown := p.missing[:min(n, 8)]
 		more := ""
 		if n > len(shown) {
 			more = fmt.Sprintf(" and %d more", n-len(shown))
@@ -122,11 +121,12 @@ func (p *planner) devices() error {
 	return nil
 }
 
-// privileged recognises what engines make of a privileged container: no filter, every device,
-// and all capabilities that they have themselves. They list every device of the host for it,
-// wanted or not.
+// privileged recognises what engines make of a privileged container: no filter, all
+// capabilities that they have themselves, and every device; or for the last, since without root
+// an engine has no rules for devices, that it says so. They list every device of the host for
+// such a container, wanted or not.
 func (p *planner) privileged() bool {
-	if p.linux.Seccomp != nil || p.linux.Resources == nil || p.spec.Process == nil || p.spec.Process.Capabilities == nil {
+	if p.linux.Seccomp != nil || p.spec.Process == nil || p.spec.Process.Capabilities == nil {
 		return false
 	}
 	has := make(map[string]bool)
@@ -137,6 +137,12 @@ func (p *planner) privileged() bool {
 		if !has[c] && (number == unix.CAP_SYS_ADMIN || p.host.capable(number)) {
 			return false
 		}
+	}
+	if strings.EqualFold(p.spec.Annotations["io.podman.annotations.privileged"], "true") {
+		return true
+	}
+	if p.linux.Resources == nil {
+		return false
 	}
 	for _, r := range p.linux.Resources.Devices {
 		if r.Allow && (r.Type == "" || r.Type == "a") && anyNumber(r.Major) && anyNumber(r.Minor) && allAccess(r.Access) {

@@ -201,11 +201,16 @@ func (p *planner) bindDevice(dest, source string, info fs.FileInfo) (*agent.Moun
 			return &agent.Mount{Destination: dest, Type: "device", Source: s.name}, nil
 		}
 	}
+	if !guestHas(d.Type, d.Major, d.Minor) && dest == source && p.privileged() {
+		p.missing = append(p.missing, source)
+		return nil, nil
+	}
 	if !guestHas(d.Type, d.Major, d.Minor) || !strings.HasPrefix(dest, "/dev/") || !p.hasOwnDev() {
 		return nil, fmt.Errorf("source: %s is a device of the host (%s %d:%d), which would have to be passed through to the virtual machine", source, d.Type, d.Major, d.Minor)
 	}
 	mode := uint32(info.Mode().Perm())
-	p.Create.Devices = append(p.Create.Devices, &agent.Device{Path: dest, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: mode})
+	// Such an engine writes no rule for it either.
+	p.Create.Devices = append(p.Create.Devices, &agent.Device{Path: dest, Type: d.Type, Major: d.Major, Minor: d.Minor, Mode: mode, Access: "rwm"})
 	return nil, nil
 }
 

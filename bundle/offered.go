@@ -1,23 +1,10 @@
 package bundle
 
 import (
-	"fmt"
 	"slices"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/opencontainers/runtime-spec/specs-go/features"
-
-	"manis/api/agent"
 )
-
-// Resources translates limits that are to replace those of a running container.
-func (b *Bundle) Resources(r *specs.LinuxResources) (*agent.Resources, error) {
-	p := &planner{Plan: &Plan{Create: new(agent.CreateContainerRequest)}, bundle: b, spec: b.Spec, linux: &specs.Linux{Resources: r}, host: thisHost}
-	if err := p.resources(); err != nil {
-		return nil, fmt.Errorf("update: %w", err)
-	}
-	return p.Create.Resources, nil
-}
 
 // MountOptions are those that Plan takes.
 func MountOptions() []string {

@@ -100,6 +100,8 @@ type planner struct {
 	linux  *specs.Linux // never nil
 	host   host
 	tag    string
+	// missing are the host's devices that a privileged container does without.
+	missing []string
 }
 
 // warn adds a warning once.

@@ -64,7 +64,7 @@ func TestMounts(t *testing.T) {
 // Engines that may not make nodes bind those of the host.
 func TestBoundDevices(t *testing.T) {
 	p := plan(t, `{"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/fuse","type":"bind","source":"/dev/fuse"}]}`, hostFiles)
-	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/fuse" || d[0].Type != "c" || d[0].Major != 10 || d[0].Minor != 229 || d[0].Mode != 0o660 {
+	if d := p.Create.Devices; len(p.Create.Mounts) != 1 || len(d) != 1 || d[0].Path != "/dev/fuse" || d[0].Type != "c" || d[0].Major != 10 || d[0].Minor != 229 || d[0].Mode != 0o660 || d[0].Access != "rwm" {
 		t.Errorf("mounts %v, devices %v", p.Create.Mounts, d)
 	}
 }
@@ -88,6 +88,15 @@ func TestDevices(t *testing.T) {
 	}
 	if r := p.Create.Resources.DeviceRules[0]; !r.Allow || r.Type != "a" || r.Major != -1 {
 		t.Errorf("rule %v", r)
+	}
+	// Without root an engine binds them, and says that it means a privileged container.
+	p = plan(t, `{"process":{"capabilities":{"bounding":`+string(caps)+`}},"annotations":{"io.podman.annotations.privileged":"TRUE"},
+		"mounts":[{"destination":"/dev","type":"tmpfs"},{"destination":"/dev/sda","type":"bind","source":"/dev/sda"}]}`, hostFiles)
+	if r := p.Create.Resources.DeviceRules[0]; !r.Allow || r.Type != "a" {
+		t.Errorf("rule %v", r)
+	}
+	if len(p.Create.Devices) != 0 || len(p.Create.Mounts) != 1 || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "/dev/sda") {
+		t.Errorf("without root: %v, warnings %q", p.Create.Devices, p.Warnings)
 	}
 	// Nothing less is privileged.
 	for _, change := range []string{`"CAP_SYS_RAWIO",`, `"allow":true,`} {
@@ -131,6 +140,29 @@ func TestResources(t *testing.T) {
 	}
 	if p = plan(t, `{"linux":{"resources":{"memory":{"limit":-1,"swap":-1},"cpu":{"quota":-1,"idle":1}}}}`, nil); p.Resources.MemoryBytes != 0 || p.Resources.MilliCPUs != 0 || p.Create.Resources.Unified["cpu.idle"] != "1" {
 		t.Errorf("unlimited: %+v", p.Resources)
+	}
+}
+
+// An update changes what it names alone.
+func TestUpdate(t *testing.T) {
+	b := parse(t, with(t, `{"linux":{"resources":{"memory":{"limit":67108864},"pids":{"limit":7},"cpu":{"shares":2},
+		"devices":[{"allow":true,"access":"rwm"}],"unified":{"memory.high":"1"}}}}`))
+	limit, none, quota := int64(100<<20), int64(-1), int64(50000)
+	if a, err := b.Resources(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}); err != nil || a.MemoryBytes != 100<<20 || a.Pids != 7 || a.CpuWeight != 1 || !a.DeviceRules[0].Allow || a.Unified["memory.high"] != "1" {
+		t.Errorf("memory: %v, %v", a, err)
+	}
+	if a, err := b.Resources(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota}, Pids: &specs.LinuxPids{Limit: &none}}); err != nil || a.MemoryBytes != 100<<20 || a.Pids != 0 || a.CpuQuotaUs != 50000 || a.CpuWeight != 1 {
+		t.Errorf("CPU: %v, %v", a, err)
+	}
+	tiny := int64(1)
+	if _, err := b.Resources(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &tiny}}); err == nil {
+		t.Error("a byte of memory")
+	}
+	if a, err := b.Resources(nil); err != nil || a.MemoryBytes != 100<<20 {
+		t.Errorf("after a mistake: %v, %v", a, err)
+	}
+	if *b.Spec.Linux.Resources.Memory.Limit != 64<<20 {
+		t.Error("the configuration was changed")
 	}
 }
 
@@ -187,6 +219,10 @@ func TestProcess(t *testing.T) {
 	}
 	if want := `{"ociVersion":"1.3.0","status":"created","bundle":"/b","annotations":{"k":"v"}}`; p.Create.HookState != want {
 		t.Errorf("state %s, want %s", p.Create.HookState, want)
+	}
+	p = plan(t, `{"process":{"env":["A=1","B=2","A=3"]}}`, nil)
+	if got := strings.Join(p.Create.Process.Env, " "); got != "B=2 A=3" {
+		t.Errorf("environment %s", got)
 	}
 	b := parse(t, with(t, `{"process":{"execCPUAffinity":{"final":"1,9"}},"linux":{"personality":{"domain":"LINUX32"}}}`))
 	further, err := b.Process(&specs.Process{Args: []string{"id"}, Cwd: "/"})

@@ -98,7 +98,7 @@ func (b *Bundle) translate(s *specs.Process, warn func(format string, args ...an
 		return nil, fmt.Errorf("process.user: %d is not an id", ^uint32(0))
 	}
 	a := &agent.Process{
-		Args: s.Args, Env: s.Env, Cwd: s.Cwd,
+		Args: s.Args, Env: lastOfEach(s.Env), Cwd: s.Cwd,
 		Uid: s.User.UID, Gid: s.User.GID, AdditionalGids: s.User.AdditionalGids, Umask: s.User.Umask,
 		NoNewPrivileges: s.NoNewPrivileges, Terminal: s.Terminal,
 		Capabilities: capabilities(s.Capabilities, warn),
@@ -151,6 +151,21 @@ func (b *Bundle) translate(s *specs.Process, warn func(format string, args ...an
 		a.Seccomp, a.SeccompFlags = f.Program, f.Flags
 	}
 	return a, nil
+}
+
+// lastOfEach leaves out what a later variable of the same name replaces: a program would see
+// the first of them, where runc lets the last count.
+func lastOfEach(env []string) []string {
+	seen := make(map[string]bool, len(env))
+	var list []string
+	for _, e := range slices.Backward(env) {
+		if name, _, _ := strings.Cut(e, "="); !seen[name] {
+			seen[name] = true
+			list = append(list, e)
+		}
+	}
+	slices.Reverse(list)
+	return list
 }
 
 // noNUL checks strings that become C strings.

@@ -29,7 +29,11 @@ func (p *planner) resources() error {
 	a := &agent.Resources{Unified: make(map[string]string)}
 	p.Create.Resources = a
 	var err error
-	if a.DeviceRules, err = deviceRules(r.Devices); err != nil {
+	rules := r.Devices
+	if len(rules) == 0 && p.privileged() {
+		rules = []specs.LinuxDeviceCgroup{{Allow: true, Access: "rwm"}}
+	}
+	if a.DeviceRules, err = deviceRules(rules); err != nil {
 		return err
 	}
 	if len(r.Rdma) > 0 {

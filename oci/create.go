@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"manis/api/agent"
 	"manis/bundle"
 	"manis/cgroup"
 	"manis/pod"
@@ -190,8 +192,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 			}
 		}
 	}
-	view := pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly, Binds: seen(plan)}
-	if err := proxy.Show(&view); err != nil {
+	if err := proxy.Show(viewOf(plan)); err != nil {
 		return nil, err
 	}
 	client := pod.At(pod.Socket(st.Pod))
@@ -230,19 +231,24 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	return &created{st, client, proxy.Process}, nil
 }
 
-// seen are the host's directories and files that a container sees, and where.
-func seen(plan *bundle.Plan) []pod.ViewBind {
+// viewOf is what a container sees of the host, and where the guest mounts something.
+func viewOf(plan *bundle.Plan) *pod.View {
+	v := &pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}
 	byName := make(map[string]bundle.Bind)
 	for _, b := range plan.Binds {
 		byName[b.Name] = b
 	}
-	var list []pod.ViewBind
 	for _, m := range plan.Create.Mounts {
 		if b, ok := byName[path.Base(m.Source)]; ok && m.Type == "share" {
-			list = append(list, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+			v.Binds = append(v.Binds, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+			continue
+		}
+		below := func(o *agent.Mount) bool { return o != m && strings.HasPrefix(m.Destination, o.Destination+"/") }
+		if v.ReadOnly && !slices.ContainsFunc(plan.Create.Mounts, below) {
+			v.Points = append(v.Points, m.Destination)
 		}
 	}
-	return list
+	return v
 }
 
 // networkOf says which network namespace a container is for: one by path, a new one, or the

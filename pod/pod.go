@@ -82,7 +82,7 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 	if err != nil {
 		return err
 	}
-	plan.Create.Id = r.ID
+	plan.Create.Id, plan.Create.FindCommand = r.ID, true
 	plan.Create.JoinPid, plan.Create.JoinIpc, plan.Create.JoinUts = r.JoinPID, r.JoinIPC, r.JoinUTS
 	plan.Create.Process.Rows, plan.Create.Process.Columns = r.Rows, r.Columns
 	entries := p.entries(plan)

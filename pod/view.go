@@ -19,6 +19,9 @@ type View struct {
 	Root     string
 	ReadOnly bool
 	Binds    []ViewBind
+	// Points are directories that the guest mounts something on. It could not make those that
+	// are missing where the root is read-only.
+	Points []string
 }
 
 // ViewBind is a directory or file of the host.
@@ -100,8 +103,18 @@ func settle(message []byte) error {
 	if err := unix.Chdir("/"); err != nil {
 		return fail("enter "+v.Root, err)
 	}
+	for _, point := range v.Points {
+		// What cannot be made here the guest reports, if it misses it.
+		if fd, err := mountPoint(point, true); err == nil {
+			unix.Close(fd)
+		}
+	}
 	for _, t := range trees {
-		target, err := mountPoint(t.bind.Destination, t.fd)
+		var st unix.Stat_t
+		if err := unix.Fstat(t.fd, &st); err != nil {
+			return fail(t.bind.Source, err)
+		}
+		target, err := mountPoint(t.bind.Destination, st.Mode&unix.S_IFMT == unix.S_IFDIR)
 		if err != nil {
 			return fail("make the mount point "+t.bind.Destination, err)
 		}
@@ -120,12 +133,8 @@ func settle(message []byte) error {
 }
 
 // mountPoint opens a path below the root, where symbolic links mean what they mean there, and makes
-// what is missing of it: directories, and at its end what source is.
-func mountPoint(name string, source int) (int, error) {
-	var st unix.Stat_t
-	if err := unix.Fstat(source, &st); err != nil {
-		return -1, err
-	}
+// what is missing of it: directories, and at its end a file unless that is to be a directory, too.
+func mountPoint(name string, dir bool) (int, error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	at, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -136,7 +145,7 @@ func mountPoint(name string, source int) (int, error) {
 	for i, part := range parts {
 		fd, err := unix.Openat2(unix.AT_FDCWD, strings.Join(parts[:i+1], "/"), how)
 		if err == unix.ENOENT {
-			if i == len(parts)-1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			if i == len(parts)-1 && !dir {
 				err = unix.Mknodat(at, part, unix.S_IFREG|0o644, 0)
 			} else {
 				err = unix.Mkdirat(at, part, 0o755)

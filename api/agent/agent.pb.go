@@ -1243,9 +1243,11 @@ type CreateContainerRequest struct {
 	HookState string `protobuf:"bytes,25,opt,name=hook_state,json=hookState,proto3" json:"hook_state,omitempty"`
 	// Containers whose first process runs and whose namespaces this one has instead of
 	// its own or the sandbox's.
-	JoinPid       string `protobuf:"bytes,26,opt,name=join_pid,json=joinPid,proto3" json:"join_pid,omitempty"`
-	JoinIpc       string `protobuf:"bytes,27,opt,name=join_ipc,json=joinIpc,proto3" json:"join_ipc,omitempty"`
-	JoinUts       string `protobuf:"bytes,28,opt,name=join_uts,json=joinUts,proto3" json:"join_uts,omitempty"`
+	JoinPid string `protobuf:"bytes,26,opt,name=join_pid,json=joinPid,proto3" json:"join_pid,omitempty"`
+	JoinIpc string `protobuf:"bytes,27,opt,name=join_ipc,json=joinIpc,proto3" json:"join_ipc,omitempty"`
+	JoinUts string `protobuf:"bytes,28,opt,name=join_uts,json=joinUts,proto3" json:"join_uts,omitempty"`
+	// Fail if the process's command does not exist, as far as root can see that before it is executed.
+	FindCommand   bool `protobuf:"varint,29,opt,name=find_command,json=findCommand,proto3" json:"find_command,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1474,6 +1476,13 @@ func (x *CreateContainerRequest) GetJoinUts() string {
 		return x.JoinUts
 	}
 	return ""
+}
+
+func (x *CreateContainerRequest) GetFindCommand() bool {
+	if x != nil {
+		return x.FindCommand
+	}
+	return false
 }
 
 type IDMapping struct {
@@ -1865,8 +1874,9 @@ type Mount struct {
 	// "share": source is TAG/ENTRY of a 9p share; "disk": source is the serial of a disk
 	// with ext4 or EROFS; "bind": source names a directory in memory that the
 	// sandbox's containers share, made on first use: with options of a tmpfs (size=, mode=)
-	// as a filesystem of its own, which those of the first use hold for; "device": source
-	// is null, zero, full, random, urandom or tty, whose node lies on a file.
+	// as a filesystem of its own, which those of the first use hold for and which ends with
+	// the last container that has it; "device": source is null, zero, full, random,
+	// urandom or tty, whose node lies on a file.
 	Type   string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
 	// As in fstab and the OCI runtime-spec: ro, nosuid, size=..., rbind,
@@ -4101,7 +4111,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x16suppress_prefix_length\x18\x12 \x01(\x05R\x14suppressPrefixLength\x12\x12\n" +
 	"\x04goto\x18\x13 \x01(\rR\x04goto\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xb8\t\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xdb\t\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x06rootfs\x18\x02 \x01(\v2\x16.manis.agent.v1.RootFSR\x06rootfs\x12-\n" +
@@ -4137,7 +4147,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"hook_state\x18\x19 \x01(\tR\thookState\x12\x19\n" +
 	"\bjoin_pid\x18\x1a \x01(\tR\ajoinPid\x12\x19\n" +
 	"\bjoin_ipc\x18\x1b \x01(\tR\ajoinIpc\x12\x19\n" +
-	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x1a:\n" +
+	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x12!\n" +
+	"\ffind_command\x18\x1d \x01(\bR\vfindCommand\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +

@@ -26,6 +26,19 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// The files that an OCI configuration's limits become besides.
+func TestUnifiedLimits(t *testing.T) {
+	m := theMachine(t)
+	r := m.run(t, sh("cd /sys/fs/cgroup; cat cpu.max.burst hugetlb.2MB.max hugetlb.2MB.rsvd.max cpu.idle"), func(r *api.CreateContainerRequest) {
+		r.Resources = &api.Resources{CpuQuotaUs: 50000, CpuPeriodUs: 100000, Unified: map[string]string{
+			"cpu.max.burst": "1000", "hugetlb.2MB.max": "4194304", "hugetlb.2MB.rsvd.max": "2097152", "cpu.idle": "1",
+		}}
+	})
+	if r.stdout != "1000\n4194304\n2097152\n1\n" {
+		t.Errorf("got %q %s", r.stdout, r.stderr)
+	}
+}
+
 func TestOutOfMemory(t *testing.T) {
 	m := theMachine(t)
 	r := m.run(t, sh("exec dd if=/dev/zero of=/dev/null bs=64M count=1"), func(r *api.CreateContainerRequest) {

@@ -32,8 +32,16 @@ type container struct {
 	thread *thread
 	// procfs is what the first process still has to mount.
 	procfs procfs
+	// ending is closed when the container is about to be removed: what holds mu for long
+	// ends then.
+	ending  chan struct{}
+	endOnce sync.Once
+	// ownUTS says that the UTS namespace is not shared.
+	ownUTS bool
 	// mnt keeps the mount namespace for later visitors.
 	mnt *os.File
+	// volumes are the filesystems in memory that it shares.
+	volumes []string
 	// disks are the writable ones, to be synced and released.
 	disks []usedDisk
 
@@ -41,12 +49,12 @@ type container struct {
 	// writing by pause, since nothing can be launched into a frozen cgroup.
 	running sync.RWMutex
 
-	mu      sync.Mutex
-	first   *process
-	reaper  *process // of --init, else nil
-	pids    *process // one of the PID namespace that is not the container's own, else nil
+	mu     sync.Mutex
+	first  *process
+	reaper *process // of --init, else nil
+	pids   *process // one of the PID namespace that is not the container's own, else nil
 	// joined are processes whose namespaces of these kinds the container has.
-	joined map[int]*process
+	joined  map[int]*process
 	execs   map[string]*process
 	paused  bool
 	removed bool
@@ -116,7 +124,7 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 	if len(r.StartHooks) > maxHooks {
 		return nil, fail(codes.InvalidArgument, fmt.Errorf("more than %d hooks", maxHooks))
 	}
-	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process)}
+	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process), ending: make(chan struct{})}
 	s.mu.Lock()
 	switch {
 	case !s.isSetUp:
@@ -259,6 +267,7 @@ func (c *container) build(t *tracer) error {
 			flags |= n.flag
 		}
 	}
+	c.ownUTS = flags&unix.CLONE_NEWUTS != 0
 	if err := unix.Unshare(flags); err != nil {
 		return fmt.Errorf("make namespaces: %w", err)
 	}
@@ -341,6 +350,11 @@ func (c *container) build(t *tracer) error {
 	}
 	if err := c.finishRoot(); err != nil {
 		return err
+	}
+	if r.FindCommand {
+		if err := findCommand(r.Process); err != nil {
+			return err
+		}
 	}
 	t.mark("mounts")
 	return nil
@@ -431,6 +445,7 @@ func (s *service) RemoveContainer(ctx context.Context, r *api.ContainerRef) (*ap
 }
 
 func (c *container) remove(ctx context.Context) error {
+	c.endOnce.Do(func() { close(c.ending) })
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed {
@@ -474,6 +489,7 @@ func (c *container) remove(ctx context.Context) error {
 		note(awaitRelease(d.path))
 	}
 	c.disks = nil
+	note(c.releaseVolumes())
 	if c.verity != nil {
 		note(c.verity.remove())
 	}

@@ -131,6 +131,10 @@ func (c *container) runHook(ctx context.Context, h *api.Hook, state string, firs
 		hook.signal(unix.SIGKILL)
 		<-hook.done
 		err = context.Cause(ctx)
+	case <-c.ending:
+		hook.signal(unix.SIGKILL)
+		<-hook.done
+		err = errors.New("the container is being removed")
 	}
 	hook.pidfd.Close()
 	if err != nil {

@@ -292,3 +292,36 @@ func TestNoDefaultMounts(t *testing.T) {
 		t.Errorf("got %q %q", r.stdout, r.stderr)
 	}
 }
+
+// Every option for a mount that the runtime specification names is taken.
+func TestMountOptions(t *testing.T) {
+	m := theMachine(t)
+	options := strings.Fields(`ro rw nosuid suid nodev dev noexec exec nodiratime diratime noatime atime relatime norelatime
+		strictatime nostrictatime nosymfollow symfollow rro rrw rnosuid rsuid rnodev rdev rnoexec rexec rnodiratime rdiratime
+		rnoatime ratime rrelatime rnorelatime rstrictatime rnostrictatime rnosymfollow rsymfollow
+		private rprivate slave rslave shared rshared unbindable runbindable`)
+	r := m.run(t, command("cat", "/proc/self/mountinfo"), func(r *api.CreateContainerRequest) {
+		for _, o := range options {
+			r.Mounts = append(r.Mounts,
+				&api.Mount{Destination: "/share/" + o, Type: "share", Source: "host/inner", Options: []string{"rbind", o}},
+				&api.Mount{Destination: "/tmpfs/" + o, Type: "tmpfs", Options: []string{o}})
+		}
+		for _, o := range []string{"sync", "dirsync", "lazytime", "nolazytime"} {
+			r.Mounts = append(r.Mounts, &api.Mount{Destination: "/tmpfs/" + o, Type: "tmpfs", Options: []string{o}})
+		}
+	})
+	for point, want := range map[string]string{
+		"/share/rro": "ro,relatime", "/tmpfs/ro": "ro,relatime", "/share/rnosuid": "rw,nosuid,", "/tmpfs/rnoexec": "rw,noexec,",
+		"/share/noatime": "rw,noatime", "/share/rstrictatime": "rw ", "/tmpfs/nodiratime": "rw,nodiratime", "/share/nosymfollow": "nosymfollow",
+		"/tmpfs/sync": "tmpfs tmpfs rw,sync",
+	} {
+		if line := mountLine(r.stdout, point); !strings.Contains(line, want) {
+			t.Errorf("%s: %q lacks %q", point, line, want)
+		}
+	}
+	for _, line := range strings.Split(r.stdout, "\n") {
+		if strings.Contains(line, " /share/shared ") && !strings.Contains(line, "shared:") {
+			t.Errorf("not shared: %s", line)
+		}
+	}
+}

@@ -2,8 +2,11 @@ package agent_test
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -112,6 +115,10 @@ grep CapEff /proc/self/status | cut -f2`
 	if r.stdout != "mounted\nlocked\nro\nother\ncgroup\nnomknod\n" {
 		t.Errorf("root of the namespace: %q %s", r.stdout, r.stderr)
 	}
+	// A UTS namespace of the sandbox stays one.
+	if r := m.run(t, sh("hostname"), func(r *api.CreateContainerRequest) { users(r); r.ShareUts, r.Hostname = true, "" }); r.stdout != "sandbox\n" {
+		t.Errorf("shared UTS namespace: %q %s", r.stdout, r.stderr)
+	}
 	unmapped := sh("true")
 	unmapped.Uid = 70000
 	box, _, err := m.create(t, unmapped, users)
@@ -169,6 +176,31 @@ func TestStartHooks(t *testing.T) {
 		if out := proc.stdout.String(); out != "" {
 			t.Errorf("%s: the process ran: %q", name, out)
 		}
+	}
+	// A hook without a limit does not keep the container from being removed.
+	box, _, err := m.create(t, sh("true"), func(r *api.CreateContainerRequest) {
+		r.StartHooks = []*api.Hook{hook("echo hangs >/dev/shm/mark; sleep 1000")}
+		r.Mounts = []*api.Mount{{Destination: "/dev/shm", Type: "share", Source: "host/inner"}}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	go func() {
+		_, err := m.agent.StartContainer(deadline(t), &api.StartContainerRequest{Id: box.id})
+		ended <- err
+	}()
+	mark := filepath.Join(shared.dir, "share/inner/mark")
+	for start := time.Now(); time.Since(start) < requestTimeout; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(mark); err == nil {
+			break
+		}
+	}
+	if _, err := m.agent.RemoveContainer(deadline(t), &api.ContainerRef{Id: box.id}); err != nil {
+		t.Errorf("remove: %v", err)
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "being removed") {
+		t.Errorf("removed at its hook: %v", err)
 	}
 	// All of it together.
 	p := sh("cat /mine/hook")

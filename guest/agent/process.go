@@ -228,6 +228,31 @@ func (c *container) enterDir(cwd string) error {
 	return nil
 }
 
+// findCommand looks for a process's command on the thread inside the container.
+func findCommand(p *api.Process) error {
+	name := p.Args[0]
+	refused := notFound(name)
+	for _, candidate := range lookPath(name, p.Env) {
+		if !path.IsAbs(candidate) {
+			candidate = path.Join("/", p.Cwd, candidate)
+		}
+		var st unix.Stat_t
+		if unix.Stat(candidate, &st) != nil {
+			continue
+		}
+		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if !isDir && st.Mode&0o111 != 0 {
+			return nil
+		}
+		if isDir && strings.Contains(name, "/") {
+			refused = fail(codes.PermissionDenied, fmt.Errorf("exec: %q: is a directory", name))
+		} else if !isDir {
+			refused = fail(codes.PermissionDenied, fmt.Errorf("exec: %q: permission denied", name))
+		}
+	}
+	return refused
+}
+
 func notFound(name string) error {
 	if strings.Contains(name, "/") {
 		return fail(codes.NotFound, fmt.Errorf("exec: %q: no such file or directory", name))

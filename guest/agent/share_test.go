@@ -78,18 +78,29 @@ func TestBoundDevice(t *testing.T) {
 
 func TestSharedMemory(t *testing.T) {
 	m := theMachine(t)
-	shm := func(r *api.CreateContainerRequest) {
-		r.Mounts = []*api.Mount{{Destination: "/dev/shm", Type: "bind", Source: "shm-test", Options: []string{"rbind", "nosuid", "noexec", "nodev", "mode=1777", "size=1048576"}}}
+	shm := func(size string) func(r *api.CreateContainerRequest) {
+		return func(r *api.CreateContainerRequest) {
+			r.Mounts = []*api.Mount{{Destination: "/dev/shm", Type: "bind", Source: "shm-test", Options: []string{"rbind", "nosuid", "noexec", "nodev", "mode=1777", "size=" + size}}}
+		}
 	}
-	r := m.run(t, sh("df -k /dev/shm | tail -1 | awk '{print $2}'; stat -c %a /dev/shm; echo kept >/dev/shm/file; grep /dev/shm /proc/self/mountinfo"), shm)
-	if !strings.HasPrefix(r.stdout, "1024\n1777\n") || !strings.Contains(mountLine(r.stdout, "/dev/shm"), "nosuid,nodev,noexec") {
-		t.Errorf("got %q %s", r.stdout, r.stderr)
-	}
-	if r := m.run(t, sh("cat /dev/shm/file"), shm); r.stdout != "kept\n" {
-		t.Errorf("second container: %q %s", r.stdout, r.stderr)
-	}
+	const size = "df -k /dev/shm | tail -1 | awk '{print $2}'"
+	t.Run("shared", func(t *testing.T) {
+		r := m.run(t, sh(size+"; stat -c %a /dev/shm; echo kept >/dev/shm/file; grep /dev/shm /proc/self/mountinfo"), shm("1048576"))
+		if !strings.HasPrefix(r.stdout, "1024\n1777\n") || !strings.Contains(mountLine(r.stdout, "/dev/shm"), "nosuid,nodev,noexec") {
+			t.Errorf("got %q %s", r.stdout, r.stderr)
+		}
+		if r := m.run(t, sh("cat /dev/shm/file; "+size), shm("2097152")); r.stdout != "kept\n1024\n" {
+			t.Errorf("second container: %q %s", r.stdout, r.stderr)
+		}
+	})
+	// It has ended with those containers.
+	t.Run("anew", func(t *testing.T) {
+		if r := m.run(t, sh("ls /dev/shm | wc -l; "+size), shm("2097152")); r.stdout != "0\n2048\n" {
+			t.Errorf("got %q %s", r.stdout, r.stderr)
+		}
+	})
 	if _, _, err := m.create(t, sh("true"), func(r *api.CreateContainerRequest) {
-		shm(r)
+		shm("4096")(r)
 		r.Mounts[0].Source = "a/b"
 	}); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("a path: %v", err)

@@ -139,7 +139,11 @@ func (c *container) enterUsers(b *launch.Program, first bool, of int) {
 	}
 	b.Call("make user namespace", unix.SYS_UNSHARE, unix.CLONE_NEWUSER)
 	b.Meet("map ids", c.mapIDs)
-	b.Call("make namespaces of the user namespace", unix.SYS_UNSHARE, unix.CLONE_NEWNS|unix.CLONE_NEWUTS)
+	namespaces := unix.CLONE_NEWNS
+	if c.ownUTS {
+		namespaces |= unix.CLONE_NEWUTS
+	}
+	b.Call("make namespaces of the user namespace", unix.SYS_UNSHARE, namespaces)
 }
 
 // mapIDs writes the maps of a process's new user namespace.

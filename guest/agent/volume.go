@@ -8,14 +8,15 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// volumes are the directories in memory that are filesystems of their own, by name.
+// volumes are the directories in memory that are filesystems of their own, by name: how many
+// mounts of containers there are of each. With the last one it goes.
 var volumes = struct {
 	sync.Mutex
-	made map[string]bool
-}{made: make(map[string]bool)}
+	mounts map[string]int
+}{mounts: make(map[string]int)}
 
 // makeVolumes makes those that the container is the first to use. It runs in the agent's mount
-// namespace, of which every container's begins as a copy, and they last as long as the machine.
+// namespace, of which every container's begins as a copy.
 func (c *container) makeVolumes() error {
 	for _, m := range c.request.Mounts {
 		if m.Type != "bind" {
@@ -41,10 +42,11 @@ func (c *container) makeVolume(name string, data []string) error {
 	}
 	volumes.Lock()
 	defer volumes.Unlock()
-	if volumes.made[name] {
+	if volumes.mounts[name] > 0 {
+		c.hold(name)
 		return nil
 	}
-	if len(volumes.made) >= maxVolumes {
+	if len(volumes.mounts) >= maxVolumes {
 		return fail(codes.ResourceExhausted, fmt.Errorf("more than %d filesystems in memory that containers share", maxVolumes))
 	}
 	fd, err := c.newMemory("tmpfs", data, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
@@ -60,6 +62,33 @@ func (c *container) makeVolume(name string, data []string) error {
 		unix.Rmdir(dir)
 		return fmt.Errorf("attach shared directory %q: %w", name, err)
 	}
-	volumes.made[name] = true
+	c.hold(name)
 	return nil
+}
+
+// hold counts a mount; the lock is held.
+func (c *container) hold(name string) {
+	volumes.mounts[name]++
+	c.volumes = append(c.volumes, name)
+}
+
+// releaseVolumes takes the container's mounts back.
+func (c *container) releaseVolumes() error {
+	volumes.Lock()
+	defer volumes.Unlock()
+	var failed error
+	for _, name := range c.volumes {
+		if volumes.mounts[name]--; volumes.mounts[name] > 0 {
+			continue
+		}
+		delete(volumes.mounts, name)
+		dir := volumesDir + "/" + name
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			failed = fmt.Errorf("unmount shared directory %q: %w", name, err)
+		} else if err := unix.Rmdir(dir); err != nil {
+			failed = fmt.Errorf("remove shared directory %q: %w", name, err)
+		}
+	}
+	c.volumes = nil
+	return failed
 }
