@@ -13,6 +13,7 @@ import (
 	"manis/container"
 	"manis/host/priority"
 	"manis/network"
+	"manis/network/netns"
 	"manis/place"
 	"manis/sandbox"
 	"manis/template"
@@ -48,12 +49,16 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 			return nil, err
 		}
 		defer s.release()
-		stack, err := network.New(ctx, network.Config{})
-		if err != nil {
-			return nil, err
+		claim := sandbox.Config{Setup: s.setup()}
+		if !s.tap {
+			stack, err := network.New(ctx, network.Config{})
+			if err != nil {
+				return nil, err
+			}
+			defer stack.Close()
+			claim.Attach = stack.Serve
 		}
-		defer stack.Close()
-		if err := s.sandbox.Claim(ctx, sandbox.Config{Attach: stack.Serve, Setup: s.setup()}); err != nil {
+		if err := s.sandbox.Claim(ctx, claim); err != nil {
 			return nil, err
 		}
 		if err := s.rehearse(ctx, places, exerciseRounds); err != nil {
@@ -71,13 +76,18 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 const ExerciseVariable = "MANIS_EXERCISE"
 
 // exerciseLater has a process of its own, of the lowest priority, exercise a machine for
-// containers of this size, if nobody does. It ends by itself and belongs to nobody.
-func exerciseLater(places *place.Places, t *template.Template, cfg *container.Config) {
+// containers of this size, with a tap or without, if nobody does. It ends by itself and belongs to
+// nobody.
+func exerciseLater(places *place.Places, t *template.Template, cfg *container.Config, tap bool) {
 	driver := Driver(places)
 	if os.Getenv(ExerciseVariable) == "off" || cfg.Accel == "kvm" || !Templates(places, driver).WantsSaving(t) {
 		return
 	}
-	size, err := json.Marshal(container.Config{Accel: cfg.Accel, Resources: cfg.Resources})
+	like := container.Config{Accel: cfg.Accel, Resources: cfg.Resources}
+	if tap {
+		like.Network.Mode = tapMode
+	}
+	size, err := json.Marshal(like)
 	if err != nil {
 		return
 	}
@@ -90,6 +100,9 @@ func exerciseLater(places *place.Places, t *template.Template, cfg *container.Co
 		go cmd.Wait()
 	}
 }
+
+// tapMode is the network of a container whose machine has a tap device, as RehearseMain is told.
+const tapMode = "tap"
 
 // rehearseTime bounds the exercise of a machine: on a busy host, where nobody waits for it, it may not
 // come to an end, and a guest may hang.
@@ -107,6 +120,14 @@ func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
 		return err
+	}
+	if cfg.Network.Mode == tapMode {
+		tap, err := netns.Spare()
+		if err != nil {
+			return err
+		}
+		defer tap.Close()
+		vm.NIC = &vmm.NIC{Tap: tap}
 	}
 	vm = TemplateOf(vm)
 	store := Templates(places, driver)

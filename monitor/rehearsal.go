@@ -15,6 +15,7 @@ import (
 	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
 	"manis/container"
@@ -39,7 +40,31 @@ const rehearsalProgram = "/exercise"
 
 // setup is the setup of a machine that waits.
 func (s *Standby) setup() *agent.SetupRequest {
-	return &agent.SetupRequest{Hostname: "rehearsal", Network: guestNetwork(&s.guest)}
+	r := &agent.SetupRequest{Hostname: "rehearsal", Network: guestNetwork(&s.guest)}
+	if s.tap {
+		s.setups++
+		r.Network = takenNetwork(s.setups)
+	}
+	return r
+}
+
+// takenNetwork is the nth network as a namespace may have it: the machine to come has to leave the one
+// before, too.
+func takenNetwork(n int) *agent.Network {
+	const main, boot, unicast = unix.RT_TABLE_MAIN, unix.RTPROT_BOOT, unix.RTN_UNICAST
+	return &agent.Network{
+		Interfaces: []*agent.Interface{{
+			Name: nicDevice, Mac: fmt.Sprintf("02:00:00:00:01:%02x", n), Mtu: 1500,
+			Addresses: []*agent.Address{
+				{Prefix: fmt.Sprintf("192.0.2.%d/24", n+1), Broadcast: "192.0.2.255"}, {Prefix: fmt.Sprintf("2001:db8::%d/64", n+1)},
+			},
+			Sysctls: map[string]string{"net/ipv6/conf/" + nicDevice + "/accept_ra": "0"},
+		}},
+		Routes: []*agent.Route{
+			{Destination: "0.0.0.0/0", Gateway: "192.0.2.1", Type: unicast, Device: nicDevice, Table: main, Protocol: boot},
+			{Destination: "::/0", Gateway: "2001:db8::1", Type: unicast, Device: nicDevice, Table: main, Protocol: boot, Metric: 1024},
+		},
+	}
 }
 
 // rehearse runs a container of no use some times, with everything that a start does, and

@@ -37,8 +37,10 @@ type Standby struct {
 	exercised bool
 	key       string
 	guest     network.Addresses // as they were set up
-	dir       string            // with the rehearsal's disks
-	pool      string            // the directory of the pool that it belongs to; empty: none
+	tap       bool              // its card is a tap that leads nowhere
+	setups    int
+	dir       string // with the rehearsal's disks
+	pool      string // the directory of the pool that it belongs to; empty: none
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration, whose machine
@@ -289,7 +291,7 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 // cloneStandby clones a template, which belongs to the machine from then on. What the machine needs of
 // files is in dir, which is made.
 func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template, vm vmm.Config, dir string) (_ *Standby, err error) {
-	s := &Standby{template: t, key: t.Info.Key}
+	s := &Standby{template: t, key: t.Info.Key, tap: vm.NIC.Tap != nil}
 	defer func() {
 		if err != nil {
 			s.release()
@@ -309,7 +311,7 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	s.guest = stack.Guest()
 	stack.Close()
 	s.sandbox, s.exercised, err = startClone(ctx, sandbox.Config{
-		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: true,
+		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: !s.tap,
 		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
 	}, t)
 	return s, err

@@ -50,7 +50,11 @@ func TemplateOf(c vmm.Config) vmm.Config {
 		}
 	}
 	c.Disks, c.Shares = disks, shares
-	c.NIC = &vmm.NIC{MAC: templateMAC}
+	nic := &vmm.NIC{MAC: templateMAC}
+	if c.NIC != nil {
+		nic.Tap = c.NIC.Tap // what it can do is fixed when a template boots
+	}
+	c.NIC = nic
 	c.Cmdline = append(c.Cmdline[:len(c.Cmdline):len(c.Cmdline)], freezeWord)
 	return c
 }
@@ -100,6 +104,9 @@ func templateFor(ctx context.Context, places *place.Places, cfg *container.Confi
 	if cfg.Boot == "cold" {
 		return nil, "cold (asked for)", nil
 	}
+	if len(config.VM.MoreNICs) > 0 {
+		return nil, "cold (it has several network interfaces)", nil
+	}
 	ctx, span := trace.Start(ctx, "template")
 	defer span.End()
 	vm := TemplateOf(config.VM)
@@ -113,7 +120,7 @@ func templateFor(ctx context.Context, places *place.Places, cfg *container.Confi
 	}
 	if t.Saved() == nil && !t.Built {
 		// The second start of a size: there may be more.
-		exerciseLater(places, t, cfg)
+		exerciseLater(places, t, cfg, vm.NIC.Tap != nil)
 	}
 	config.VM = vm
 	if config.MAC == "" {

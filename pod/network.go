@@ -2,14 +2,13 @@ package pod
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net"
 	"os"
 
 	"manis/network/netns"
 	"manis/sandbox"
 	"manis/trace"
+	"manis/vmm"
 )
 
 // network makes the machine take over what is in a network namespace.
@@ -34,15 +33,13 @@ func (p *Pod) network(ctx context.Context, path string, config *sandbox.Config) 
 		}
 	})
 	config.Setup.Network = taken.Guest
-	switch len(taken.Interfaces) {
-	case 0:
-		return nil
-	case 1:
-	default:
-		return errors.New("the container's network namespace has more than one interface")
+	for n, i := range taken.Interfaces {
+		nic := vmm.NIC{MAC: i.MAC, Tap: i.Tap}
+		if n == 0 {
+			config.VM.NIC = &nic
+		} else {
+			config.VM.MoreNICs = append(config.VM.MoreNICs, nic)
+		}
 	}
-	card := taken.Interfaces[0]
-	config.MAC = card.MAC
-	config.Attach = func(ctx context.Context, conn net.Conn) error { return netns.Relay(ctx, card.Tap, conn) }
 	return nil
 }

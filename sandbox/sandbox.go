@@ -106,7 +106,7 @@ func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, e
 
 	vmConfig := cfg.VM
 	cloned := vmConfig.Frozen != nil || vmConfig.Saved != nil
-	if cfg.Attach == nil && !cfg.Hold && cloned && vmConfig.NIC == nil {
+	if cfg.Attach == nil && !cfg.Hold && cloned && (vmConfig.NIC == nil || vmConfig.NIC.Tap == nil) {
 		vmConfig.NIC = &vmm.NIC{MAC: cfg.MAC} // a clone has what its template has
 	}
 	if cfg.Attach != nil || cfg.Hold {

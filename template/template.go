@@ -118,7 +118,8 @@ func Open(dir string, driver Driver) *Store { return &Store{dir, driver} }
 
 // Get returns the template for machines like c, and builds it if there is none or
 // if it is damaged; building is told once by announce, if that is not nil. Only what
-// shapes a machine counts of c: the content of its slots does not.
+// shapes a machine counts of c: the content of its slots does not. A tap device of c is lent to
+// the machine that is built: its kernel sends nothing.
 func (s *Store) Get(ctx context.Context, c vmm.Config, announce func()) (*Template, error) {
 	key, inputs, err := s.driver.Fingerprint(c)
 	if err != nil {
@@ -327,7 +328,7 @@ func (s *Store) freeze(ctx context.Context, c vmm.Config, memoryPath, statePath 
 		c.Shares[i].Entries = nil
 	}
 	if c.NIC != nil {
-		c.NIC = &vmm.NIC{MAC: c.NIC.MAC}
+		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Tap: c.NIC.Tap}
 	}
 	// In the directory that is removed in any case.
 	c.RunDir = filepath.Join(filepath.Dir(memoryPath), "run")

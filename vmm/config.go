@@ -161,7 +161,7 @@ type NIC struct {
 	// Conn is one end of a stream socket pair. Frames are preceded by their
 	// length as 32 bits, big endian. Nil, without a Tap, is an interface that leads nowhere.
 	Conn *os.File
-	// Tap is a tap device in place of Conn: one with IFF_VNET_HDR, so that frames may be larger
+	// Tap is a tap device in place of Conn: one that does not block, with IFF_VNET_HDR, so that frames may be larger
 	// than the link's MTU and lack checksums where the guest and the device's other side agree. The monitor
 	// alone reads and writes it. The guest knows of this as far as the VM has booted so: one that goes on
 	// from a frozen one without a tap has whole frames.

@@ -2,6 +2,8 @@ package netns
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -19,6 +21,8 @@ func candidates(h *netlink.Handle) ([]netlink.Link, error) {
 		up := a.RawFlags&unix.IFF_UP != 0
 		switch {
 		case a.RawFlags&unix.IFF_LOOPBACK != 0:
+		case isTap(l):
+			continue // of a machine that is still ending
 		case a.MasterIndex != 0 && isMember(links, a.MasterIndex):
 			continue // its frames come by its bridge
 		case len(a.HardwareAddr) != 6 || a.EncapType != "ether":
@@ -38,6 +42,13 @@ func candidates(h *netlink.Handle) ([]netlink.Link, error) {
 		all = append(all, l)
 	}
 	return all, nil
+}
+
+// isTap reports whether a link is one of makeTap.
+func isTap(l netlink.Link) bool {
+	number, ok := strings.CutPrefix(l.Attrs().Name, strings.TrimSuffix(tapName, "%d"))
+	_, err := strconv.Atoi(number)
+	return ok && err == nil && l.Type() == "tuntap"
 }
 
 // isMember reports whether the link with this index takes frames of its members.

@@ -88,6 +88,20 @@ func (s *space) ip(lines string) {
 	}
 }
 
+// settle waits until the kernel has probed the addresses that it gives by itself.
+func (s *space) settle() {
+	s.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		out := s.run("ip", "addr")
+		if strings.Contains(out, "inet6 fe80:") && !strings.Contains(out, "tentative") {
+			return
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("the addresses are not ready:\n%s", out)
+		}
+	}
+}
+
 func (s *space) listen(address string) (l net.Listener) {
 	s.t.Helper()
 	var err error
@@ -254,6 +268,7 @@ func TestTraffic(t *testing.T) {
 	outside.join("up0", box, "eth0")
 	outside.ip(outsideLines)
 	box.ip(boxLines)
+	box.settle()
 	before := box.run("ip", "-d", "addr") + box.run("ip", "route", "show", "table", "all") + box.run("tc", "qdisc")
 	box.listen(":7") // nobody shall come here
 	taken := take(t, box)

@@ -114,6 +114,12 @@ func TestAfterDeath(t *testing.T) {
 	box.ip(boxLines)
 	before := box.run("tc", "qdisc")
 	dead := take(t, box)
+	// The machine may still be ending when the namespace is used again.
+	if again := take(t, box); len(again.Interfaces) != 1 {
+		t.Errorf("taken as well: %+v", again.Interfaces)
+	} else if err := again.Release(); err != nil {
+		t.Error(err)
+	}
 	// As the kernel does it for a process that ends.
 	dead.Interfaces[0].Tap.Close()
 	if out := box.run("ip", "link"); strings.Contains(out, "manis") {

@@ -28,6 +28,7 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 		c.Accel = vmm.AccelTCG
 	}
 	c.MemoryFile, c.Frozen, c.Saved, c.CodeCache = memoryPath, nil, nil, 0
+	tap := c.NIC != nil && c.NIC.Tap != nil
 	c.Disks, c.NIC, c.MoreNICs = slices.Clone(c.Disks), nil, nil
 	for i := range c.Disks {
 		c.Disks[i].File = nil
@@ -50,6 +51,10 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 	}
 	h := sha256.New()
 	fmt.Fprintf(h, "manis template 1\n%q\n", args)
+	if tap {
+		// What its guest has agreed upon with the card is fixed.
+		fmt.Fprintln(h, "tap")
+	}
 	slices.Sort(files)
 	for _, path := range files {
 		fmt.Fprintln(h, inputs[path])

@@ -27,7 +27,9 @@ func thaw(fd int) string {
 	var text []byte
 	for i, c := range []command{
 		{"migrate-set-capabilities", ignoreShared, preset},
-		{"migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fd)}, preset + 1},
+		// The card's address is the template's: nobody outside is to learn it.
+		{"migrate-set-parameters", map[string]any{"announce-rounds": 0}, preset + 1},
+		{"migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", fd)}, preset + 2},
 	} {
 		c.ID = preset + uint64(i)
 		line, err := json.Marshal(c)
