@@ -128,11 +128,11 @@ func (c *container) detach(m *mount) error {
 	case "sysfs", "mqueue":
 		m.fd, err = newFilesystem(kind, m.source(), m.data, m.set)
 	case "tmpfs", "ramfs":
-		m.fd, err = c.newMemory(kind, m.data, m.set)
+		m.fd, err = c.newMemory(kind, m.source(), m.data, m.set)
 	case "devpts":
 		var data []string
 		if data, err = c.ownerOptions(m.data, false); err == nil {
-			m.fd, err = newFilesystem(kind, kind, data, m.set)
+			m.fd, err = newFilesystem(kind, m.source(), data, m.set)
 		}
 	case "cgroup", "cgroup2":
 		m.fd, err = cloneTree(unix.AT_FDCWD, c.cgroup.path, false)
@@ -167,7 +167,7 @@ func (c *container) detach(m *mount) error {
 }
 
 // newMemory makes a filesystem in memory.
-func (c *container) newMemory(kind string, data []string, attrs uint64) (int, error) {
+func (c *container) newMemory(kind, source string, data []string, attrs uint64) (int, error) {
 	data, err := c.ownerOptions(data, kind == "tmpfs")
 	if err != nil {
 		return -1, err
@@ -175,7 +175,7 @@ func (c *container) newMemory(kind string, data []string, attrs uint64) (int, er
 	if !hasOption(data, "mode=") {
 		data = append([]string{"mode=1777"}, data...)
 	}
-	return newFilesystem(kind, "tmpfs", data, attrs)
+	return newFilesystem(kind, source, data, attrs)
 }
 
 // descend replaces the mount by one of its subdirectory. A detached mount cannot

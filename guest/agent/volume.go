@@ -49,7 +49,7 @@ func (c *container) makeVolume(name string, data []string) error {
 	if len(volumes.mounts) >= maxVolumes {
 		return fail(codes.ResourceExhausted, fmt.Errorf("more than %d filesystems in memory that containers share", maxVolumes))
 	}
-	fd, err := c.newMemory("tmpfs", data, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	fd, err := c.newMemory("tmpfs", "tmpfs", data, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
 	if err != nil {
 		return err
 	}
