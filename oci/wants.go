@@ -66,14 +66,10 @@ func parse(verb string, args []string) (name string, last, own, ok bool) {
 			}
 			continue
 		}
-		if name == "" {
-			name, last = arg, i == len(args)-1
-			if verb == "exec" {
-				break // the rest is the command's
-			}
-		}
+		// The rest is the command's, or a signal.
+		return arg, i == len(args)-1, own, true
 	}
-	return name, last, own, true
+	return "", false, own, true
 }
 
 // Wants reports whether a command line is the runtime's: it has a flag or a verb that only the
