@@ -26,6 +26,7 @@ import (
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/cgroup"
+	"manis/monitor"
 	"manis/pod"
 )
 
@@ -305,6 +306,9 @@ func (a *app) startPod(dir string, group *cgroup.Group) error {
 	cmd.Args[0] = "manis"
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), a.places.Environ()...)
+	if group != nil {
+		cmd.Env = append(cmd.Env, monitor.ExerciseGroupsVariable+"="+cgroup.Own())
+	}
 	cmd.Stderr = words
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -237,7 +237,7 @@ func TestBuild(t *testing.T) {
 	p := podman(t)
 	t.Parallel()
 	dir := t.TempDir()
-	text := "FROM localhost/box:latest\nCOPY in /in\nRUN cat /in >/out && uname -r >/kernel && adduser -D -u 77 someone\nUSER someone\nRUN id -u >/tmp/id\nCMD [\"cat\", \"/out\", \"/kernel\", \"/tmp/id\"]\n"
+	text := "FROM localhost/box:latest\nCOPY in /in\nRUN cat /in >/out && uname -r >/kernel && echo someone:x:77:77::/:/bin/sh >>/etc/passwd\nUSER someone\nRUN id -u >/tmp/id\nCMD [\"cat\", \"/out\", \"/kernel\", \"/tmp/id\"]\n"
 	for name, content := range map[string]string{"Containerfile": text, "in": "built\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			t.Fatal(err)

@@ -135,7 +135,8 @@ func clean() int {
 			code = 1
 		}
 	}
-	for _, item := range left(e, suite.before) {
+	more := left(e, suite.before)
+	for _, item := range more {
 		fmt.Fprintln(os.Stderr, "left behind by the suite:", item)
 		code = 1
 	}

@@ -43,19 +43,40 @@ func Processes() []Process {
 
 // Machines lists the processes that are virtual machines.
 func Machines() []Process {
-	return slices.DeleteFunc(Processes(), func(p Process) bool {
-		return !strings.Contains(strings.SplitN(p.Command, " ", 2)[0], "qemu-system")
+	list := Processes()
+	nobodys := rehearsals(list)
+	return slices.DeleteFunc(list, func(p Process) bool {
+		return nobodys[p.PID] || !strings.Contains(strings.SplitN(p.Command, " ", 2)[0], "qemu-system")
 	})
 }
 
 // Census is what there is on the stage that a container could leave behind.
 type Census []string
 
+// rehearsals are the processes in which Manis prepares machines for later starts, and what they
+// have started. They belong to no container and end by themselves.
+func rehearsals(list []Process) map[int]bool {
+	of := make(map[int]bool)
+	for range 3 { // the process, its machine, and what that may have
+		for _, p := range list {
+			if strings.HasPrefix(p.Command, "manis rehearse ") || of[p.Parent] {
+				of[p.PID] = true
+			}
+		}
+	}
+	return of
+}
+
 // Take counts processes, mounts, network interfaces and files below some directories, and
 // the control groups whose names hold one of some words.
 func Take(groups []string, dirs ...string) Census {
 	var c Census
-	for _, p := range Processes() {
+	list := Processes()
+	nobodys := rehearsals(list)
+	for _, p := range list {
+		if nobodys[p.PID] {
+			continue
+		}
 		c = append(c, fmt.Sprintf("process %s", general(p.Command)))
 	}
 	mounts, _ := os.ReadFile("/proc/self/mounts")
