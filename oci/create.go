@@ -212,6 +212,10 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
 	request.Rows, request.Columns = sizeOf(slave)
+	// Before there is anything that would have to be found by it.
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
 	if err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...); err != nil {
 		return nil, err
 	}
@@ -220,9 +224,6 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
 			return nil, err
 		}
-	}
-	if err := a.store.save(st); err != nil {
-		return nil, err
 	}
 	if o.pidFile != "" {
 		if err := writeFile(o.pidFile, strconv.Itoa(st.PID)); err != nil {

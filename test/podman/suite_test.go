@@ -98,7 +98,7 @@ func take(e *stage.Engine) stage.Census {
 
 // once there is what a first container makes and Podman keeps: bridges, locks, databases.
 func kept(item string) bool {
-	for _, prefix := range []string{"interface podman", "interface dummy", "file /run/containers", "file /run/netns", "file /run/lock", "file /run/xtables.lock", "file /dev/shm/libpod_lock", "mount /run/netns", "process /usr/lib/podman/aardvark-dns",
+	for _, prefix := range []string{"interface podman", "interface dummy", "file /run/containers", "file /run/netns", "file /run/lock", "file /run/xtables.lock", "file /dev/shm/libpod_", "mount /run/netns", "process /usr/lib/podman/aardvark-dns",
 		"file /run/manis", "mount " + filepath.Join(home(), "storage", "overlay")} {
 		if item == prefix || strings.HasPrefix(item, prefix) && !strings.Contains(item, "/netns-") && !strings.HasPrefix(item, "file /run/manis/oci/") && !strings.HasPrefix(item, "file /run/manis/pods/") {
 			return true
