@@ -26,6 +26,7 @@ import (
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/cgroup"
+	"manis/monitor"
 	"manis/pod"
 )
 
@@ -215,6 +216,10 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
 	request.Rows, request.Columns = sizeOf(slave)
+	// Before there is anything that would have to be found by it.
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
 	if err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...); err != nil {
 		return nil, err
 	}
@@ -306,6 +311,9 @@ func (a *app) startPod(dir string, group *cgroup.Group) error {
 	cmd.Args[0] = "manis"
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), a.places.Environ()...)
+	if group != nil {
+		cmd.Env = append(cmd.Env, monitor.ExerciseGroupsVariable+"="+cgroup.Own())
+	}
 	cmd.Stderr = words
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -87,7 +87,11 @@ func (m *member) start(ctx context.Context) error {
 	}
 	m.status = starting
 	m.mu.Unlock()
-	if _, err := m.pod.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: m.id}); err != nil {
+	r := &agent.StartContainerRequest{Id: m.id}
+	if size := m.streams.size(); size != nil {
+		r.Rows, r.Columns = uint32(size.Row), uint32(size.Col)
+	}
+	if _, err := m.pod.sandbox.StartContainer(ctx, r); err != nil {
 		m.end(exitCode(err))
 		return err
 	}
@@ -225,8 +229,8 @@ func (m *member) insist() {
 }
 
 func (m *member) resize(execID string, s *streams) {
-	size, err := unix.IoctlGetWinsize(int(s.own[0].file.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
+	size := s.size()
+	if size == nil {
 		return
 	}
 	m.pod.sandbox.Resize(context.Background(), &agent.ResizeRequest{Id: m.id, ExecId: execID, Rows: uint32(size.Row), Columns: uint32(size.Col)})
