@@ -215,6 +215,15 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	undo = append(undo, func() { client.Remove(context.WithoutCancel(ctx), id) })
+	switch {
+	case joined.pod != "":
+		err = a.liftLimits(joined.pod)
+	case group != nil && b.Spec.Linux != nil && b.Spec.Linux.Resources != nil:
+		err = limitGroup(group, b.Spec.Annotations, b.Spec.Linux.Resources.CPU)
+	}
+	if err != nil && hostRoot() {
+		return nil, err
+	}
 	if master != nil {
 		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
 			return nil, err
