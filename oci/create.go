@@ -187,6 +187,10 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		st.Group = ""
 	}
 	undo = append(undo, func() { removeGroup(st.Group) })
+	// From here on delete finds what is there, should this process be killed.
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
 	if hooks := st.Hooks; hooks != nil {
 		creating := st.specState(specs.StateCreating)
 		for _, h := range []struct {
@@ -235,9 +239,6 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
 			return nil, err
 		}
-	}
-	if err := a.store.save(st); err != nil {
-		return nil, err
 	}
 	if o.pidFile != "" {
 		if err := writeFile(o.pidFile, strconv.Itoa(st.PID)); err != nil {

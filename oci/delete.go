@@ -38,6 +38,9 @@ func (a *app) killCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if !st.alive() && !all {
+				return errors.New("container not running")
+			}
 			err = client.Signal(cmd.Context(), &pod.SignalRequest{ID: st.ID, Signal: uint32(sig), All: all})
 			if errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound) || errors.Is(err, pod.ErrState) {
 				if all {
@@ -106,24 +109,30 @@ func (a *app) delete(ctx context.Context, st *state, client *pod.Client, force b
 	if err != nil && !force {
 		return err
 	}
-	if err == nil && s.Status != specs.StateStopped && s.Status != specs.StateCreated && !force {
+	lives := err != nil || s.Status != specs.StateStopped
+	// Where the proxy was killed the container is a stopped one, though its pod may still be ending it.
+	if lives && !force && st.alive() && s.Status != specs.StateCreated {
 		return fmt.Errorf("cannot delete container %s that is not stopped: %s", st.ID, s.Status)
 	}
 	killCtx, cancel := context.WithTimeout(ctx, deleteTime)
 	defer cancel()
-	if err == nil && s.Status != specs.StateStopped {
+	if lives {
 		client.Signal(killCtx, &pod.SignalRequest{ID: st.ID, Signal: uint32(unix.SIGKILL)})
 	}
-	// Its end is what everybody else sees of the container's.
-	for pause := time.Millisecond; st.alive(); pause = min(2*pause, 50*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := client.Remove(killCtx, st.ID)
+		gone := err == nil || errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound)
+		if gone && !st.alive() {
+			break
+		}
 		if killCtx.Err() != nil {
 			unix.Kill(st.PID, unix.SIGKILL)
+			if !gone {
+				return err
+			}
 			break
 		}
 		time.Sleep(pause)
-	}
-	if err := client.Remove(killCtx, st.ID); err != nil && !errors.Is(err, pod.ErrGone) && !errors.Is(err, pod.ErrNotFound) {
-		return err
 	}
 	// A pod that was killed could not do it.
 	if client.Gone(killCtx) {

@@ -21,14 +21,55 @@ var globalFlags = map[string]bool{
 	"--debug": false, "--systemd-cgroup": false,
 }
 
-// verbFlags are flags of shared verbs that only the runtime has.
-var verbFlags = map[string][]string{
-	"create":     {"--bundle", "-b", "--console-socket", "--pid-file", "--preserve-fds", "--no-pivot", "--no-new-keyring"},
-	"run":        {"--bundle", "-b", "--console-socket", "--pid-file", "--preserve-fds", "--no-pivot", "--no-new-keyring", "--no-subreaper", "--keep"},
-	"exec":       {"--console-socket", "--pid-file", "--process", "-p", "--preserve-fds", "--cwd", "--cap", "-c", "--additional-gids", "-g", "--no-new-privs", "--process-label", "--apparmor", "--ignore-paused", "--cgroup"},
-	"update":     {"--resources", "-r"},
-	"checkpoint": {"--image-path", "--work-path", "--parent-path", "--tcp-established", "--shell-job", "--file-locks"},
-	"restore":    {"--bundle", "-b", "--image-path", "--work-path", "--console-socket", "--pid-file"},
+// verbFlags are the runtime's flags of the shared verbs: those that docker has, too, and those that only
+// the runtime has. A flag that takes a value ends in "=".
+var verbFlags = map[string]struct{ both, own string }{
+	"create": {"", "--bundle= -b= --console-socket= --pid-file= --preserve-fds= --no-pivot --no-new-keyring"},
+	"run":    {"--detach -d", "--bundle= -b= --console-socket= --pid-file= --preserve-fds= --no-pivot --no-new-keyring --no-subreaper --keep"},
+	"exec": {"--user= -u= --env= -e= --tty -t --detach -d", "--console-socket= --pid-file= --process= -p= --preserve-fds= --cwd= --cap= -c= --additional-gids= -g= " +
+		"--no-new-privs --process-label= --apparmor= --ignore-paused --cgroup="},
+	"start": {}, "pause": {},
+	"kill": {"", "--all -a"},
+	"ps":   {"--format= -f=", ""},
+	"update": {"--memory= --memory-reservation= --memory-swap= --cpu-period= --cpu-quota= --cpuset-cpus= --cpuset-mems= --blkio-weight= --pids-limit=",
+		"--resources= -r= --cpu-share= --cpu-burst= --cpu-idle="},
+	"checkpoint": {"", "--image-path= --work-path= --parent-path= --leave-running --tcp-established --shell-job --file-locks"},
+	"restore":    {"--detach -d", "--bundle= -b= --image-path= --work-path= --console-socket= --pid-file= --no-pivot --no-subreaper"},
+}
+
+// parse reads a verb's arguments as the runtime would: the first one that is no flag, whether it is the last, and
+// whether there is a flag that only the runtime has. It fails at a flag that the runtime does not have.
+func parse(verb string, args []string) (name string, last, own, ok bool) {
+	flags := verbFlags[verb]
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		if arg == "--" && i+1 < len(args) {
+			i++
+			arg = args[i]
+		} else if strings.HasPrefix(arg, "-") {
+			key, _, valued := strings.Cut(arg, "=")
+			find := func(list string) (found, value bool) {
+				names := strings.Fields(list)
+				if slices.Contains(names, key) {
+					return true, false
+				}
+				return slices.Contains(names, key+"="), true
+			}
+			found, value := find(flags.own)
+			if found {
+				own = true
+			} else if found, value = find(flags.both); !found {
+				return "", false, false, false
+			}
+			if value && !valued {
+				i++
+			}
+			continue
+		}
+		// The rest is the command's, or a signal.
+		return arg, i == len(args)-1, own, true
+	}
+	return "", false, own, true
 }
 
 // Wants reports whether a command line is the runtime's: it has a flag or a verb that only the
@@ -44,30 +85,17 @@ func Wants(args []string) bool {
 	case global:
 		return true
 	}
-	var names []string
-	for i, arg := range rest {
-		if arg == "--" {
-			names = append(names, rest[i+1:]...)
-			break
-		}
-		if !strings.HasPrefix(arg, "-") {
-			names = append(names, arg)
-			// What follows belongs to the container's command, or is another name.
-			if verb == "run" || verb == "exec" || verb == "create" {
-				break
-			}
-			continue
-		}
-		if name, _, _ := strings.Cut(arg, "="); slices.Contains(verbFlags[verb], name) {
-			return true
-		}
-	}
-	if len(names) == 0 || checkID(names[0]) != nil {
+	name, last, own, ok := parse(verb, rest)
+	switch {
+	case !ok:
 		return false
-	}
-	if verb == "create" || verb == "run" {
+	case own:
+		return true
+	case checkID(name) != nil:
+		return false
+	case verb == "create", verb == "run":
 		_, err := os.Stat("config.json")
-		return err == nil && rest[len(rest)-1] == names[0]
+		return err == nil && last
 	}
 	if root == "" {
 		places, err := place.Find("", "")
@@ -76,7 +104,7 @@ func Wants(args []string) bool {
 		}
 		root = defaultRoot(places)
 	}
-	_, err := os.Stat(filepath.Join(root, names[0], "state.json"))
+	_, err := os.Stat(filepath.Join(root, name, "state.json"))
 	return err == nil
 }
 

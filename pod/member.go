@@ -190,15 +190,38 @@ func (m *member) signal(ctx context.Context, r *SignalRequest) error {
 		m.end(128 + int(r.Signal))
 		return nil
 	}
-	if err := m.need("signal", specs.StateRunning); err != nil {
+	if err := m.need("signal", specs.StateRunning, starting); err != nil {
 		return err
 	}
-	err := m.pod.sandbox.Signal(ctx, &agent.SignalRequest{Id: m.id, ExecId: r.ExecID, Signal: r.Signal, All: r.All})
-	if r.Signal == uint32(unix.SIGKILL) && m.paused {
-		// A frozen process dies when it thaws.
-		m.resume(ctx)
+	request := &agent.SignalRequest{Id: m.id, ExecId: r.ExecID, Signal: r.Signal, All: r.All}
+	if r.Signal != uint32(unix.SIGKILL) {
+		return m.pod.sandbox.Signal(ctx, request)
 	}
-	return err
+	ctx, cancel := context.WithTimeout(ctx, killTime)
+	defer cancel()
+	err := m.pod.sandbox.Signal(ctx, request)
+	if r.ExecID != "" {
+		return err
+	}
+	// A frozen process dies when it thaws.
+	m.resume(ctx)
+	go m.insist()
+	return nil
+}
+
+// killTime is how long a container may take to die of SIGKILL before its machine ends under it: a
+// guest that does not want to is no longer one that the others in it should trust.
+const killTime = 5 * time.Second
+
+// insist ends the machine when the container does not end.
+func (m *member) insist() {
+	select {
+	case <-m.done:
+	case <-time.After(killTime):
+		if err := m.pod.sandbox.Kill(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}
 }
 
 func (m *member) resize(execID string, s *streams) {
@@ -210,11 +233,11 @@ func (m *member) resize(execID string, s *streams) {
 }
 
 func (m *member) pause(ctx context.Context) error {
-	if err := m.need("pause", specs.StateRunning); err != nil {
-		return err
-	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.status != specs.StateRunning {
+		return fmt.Errorf("%w: cannot pause a container that is %s", ErrState, m.status)
+	}
 	if m.paused {
 		return fmt.Errorf("%w: the container is paused already", ErrState)
 	}
@@ -228,7 +251,7 @@ func (m *member) pause(ctx context.Context) error {
 func (m *member) resume(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.paused {
+	if !m.paused || m.status != specs.StateRunning {
 		return fmt.Errorf("%w: the container is not paused", ErrState)
 	}
 	if err := m.pod.sandbox.Resume(ctx, m.id); err != nil {

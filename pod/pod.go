@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -85,6 +86,16 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 	plan.Create.Id, plan.Create.FindCommand, plan.Create.KeepMountOrder = r.ID, true, true
 	plan.Create.JoinPid, plan.Create.JoinIpc, plan.Create.JoinUts = r.JoinPID, r.JoinIPC, r.JoinUTS
 	plan.Create.Process.Rows, plan.Create.Process.Columns = r.Rows, r.Columns
+	if len(plan.Create.StartHooks) > 0 {
+		// The agent adds what only it knows.
+		b, err := json.Marshal(map[string]any{
+			"ociVersion": specs.Version, "status": specs.StateCreated, "bundle": r.Bundle, "annotations": m.bundle.Spec.Annotations,
+		})
+		if err != nil {
+			return err
+		}
+		plan.Create.HookState = string(b)
+	}
 	entries := p.entries(plan)
 	if p.sandbox == nil {
 		err = p.start(ctx, r, plan, entries)

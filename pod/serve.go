@@ -105,6 +105,16 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 		closeAll(files)
 		return
 	}
+	if r.Verb == "create" {
+		// A container that nobody waits for any more is not made.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			conn.Read(make([]byte, 1))
+			cancel()
+		}()
+	}
 	result, err := p.carryOut(ctx, &r, files)
 	var a reply
 	if err == nil && result != nil {
@@ -142,7 +152,11 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 			closeAll(files)
 			return nil, err
 		}
-		return nil, p.create(ctx, &c, files)
+		err := p.create(ctx, &c, files)
+		if m, merr := p.member(c.ID); err == nil && merr == nil && ctx.Err() != nil {
+			err = errors.Join(ctx.Err(), p.remove(m))
+		}
+		return nil, err
 	case "exec":
 		var e ExecRequest
 		if err := json.Unmarshal(r.Body, &e); err != nil {

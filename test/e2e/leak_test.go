@@ -51,10 +51,10 @@ func (w *world) checkClean() {
 		}
 	}()
 	eventually(w.t, "every process to end", func() bool { return len(w.processes()) == 0 })
-	for _, dir := range []string{w.run, filepath.Join(w.root, "containers"), w.tmp} {
+	for _, dir := range []string{w.run, filepath.Join(w.run, "oci"), filepath.Join(w.run, "pods"), filepath.Join(w.root, "containers"), w.tmp} {
 		entries, _ := os.ReadDir(dir)
 		for _, e := range entries {
-			if e.Name() != "lock" {
+			if name := e.Name(); name != "lock" && (dir != w.run || name != "oci" && name != "pods") {
 				w.t.Errorf("left behind: %s", filepath.Join(dir, e.Name()))
 			}
 		}
