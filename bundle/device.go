@@ -83,7 +83,7 @@ func (p *planner) devices() error {
 		name := path.Clean(d.Path)
 		switch d.Type {
 		case "c", "u", "b":
-			if !guestHas(d.Type, d.Major, d.Minor) {
+			if !guestHas(d.Type, d.Major, d.Minor) && p.ofHost(name, d) {
 				if p.privileged() {
 					p.missing = append(p.missing, name)
 					continue
@@ -119,6 +119,27 @@ func (p *planner) devices() error {
 		p.warn("linux.devices: the virtual machine does not have these devices of the host, which are left out of the privileged container: %s%s", strings.Join(shown, ", "), more)
 	}
 	return nil
+}
+
+// ofHost reports whether a node means a device of the host: one whose driver is there, or whose node is
+// at this path. Any other number is the guest's to give a meaning, and most have none.
+func (p *planner) ofHost(name string, d specs.LinuxDevice) bool {
+	list := "/sys/dev/char"
+	if d.Type == "b" {
+		list = "/sys/dev/block"
+	}
+	if _, err := p.host.stat(list); err != nil {
+		return true // who knows
+	}
+	if _, err := p.host.stat(fmt.Sprintf("%s/%d:%d", list, d.Major, d.Minor)); err == nil {
+		return true
+	}
+	info, err := p.host.stat(name)
+	if err != nil || info.Mode()&fs.ModeDevice == 0 {
+		return false
+	}
+	number, ok := deviceNumber(info)
+	return !ok || number == unix.Mkdev(uint32(d.Major), uint32(d.Minor))
 }
 
 // privileged recognises what engines make of a privileged container: no filter, all

@@ -77,6 +77,11 @@ func TestDevices(t *testing.T) {
 	if d := p.Create.Devices; len(d) != 2 || d[0].Mode != 0o666 || d[0].Uid != 1 || d[0].Gid != 2 || d[1].Type != "p" || d[0].Access != "" {
 		t.Errorf("devices %v", d)
 	}
+	// Numbers that the host has no device for are the guest's.
+	p = plan(t, `{"linux":{"devices":[{"path":"/dev/a","type":"c","major":10,"minor":666},{"path":"/dev/b","type":"b","major":8,"minor":666}]}}`, hostFiles)
+	if d := p.Create.Devices; len(d) != 2 || d[1].Type != "b" || d[1].Major != 8 || d[1].Minor != 666 {
+		t.Errorf("unused numbers: %v", d)
+	}
 	// A privileged container lists what the host has.
 	caps, _ := json.Marshal(slices.DeleteFunc(spec.Capabilities(), func(c string) bool { return c == "CAP_SYS_RESOURCE" }))
 	privileged := `{"process":{"capabilities":{"bounding":` + string(caps) + `}},"linux":{

@@ -28,14 +28,17 @@ type Config struct {
 	// MemoryBytes and PIDs limit the group; 0 is no limit.
 	MemoryBytes uint64
 	PIDs        int64
-	// Account makes the group in every hierarchy that counts something, too.
+	// Account makes the group in every hierarchy that counts something, too, and in those of
+	// LimitCPU.
 	Account bool
 }
 
-// limited are the controllers whose limits are set, counting those that only count, in version 1's names.
+// limited are the controllers whose limits are set by Make, counting those that count or that limit
+// on demand, in version 1's names; onDemand are the ones of version 2 that have to be switched on for these.
 var (
 	limited  = []string{"memory", "pids"}
-	counting = []string{"cpu", "cpuacct", "blkio", "freezer", "devices"}
+	counting = []string{"cpu", "cpuacct", "blkio", "freezer", "devices", "cpuset"}
+	onDemand = []string{"memory", "pids", "cpu", "cpuset"}
 )
 
 // Group is a control group that was made by this process, or is to be removed by it.
@@ -102,8 +105,15 @@ func Make(c Config) (_ *Group, err error) {
 			g.dirs = g.dirs[:i]
 			return nil, err
 		}
-		if d.controller == "" {
-			delegate(unified, d.within)
+		switch {
+		case d.controller == "" && c.Account:
+			delegate(unified, d.within, onDemand)
+		case d.controller == "":
+			delegate(unified, d.within, limited)
+		case d.controller == "cpuset":
+			if err := inheritSets(d); err != nil {
+				return nil, err
+			}
 		}
 	}
 	if c.MemoryBytes > 0 {
@@ -220,10 +230,10 @@ func membership(file, controller string) (string, bool) {
 
 // delegate switches the controllers on from the root down to the group's
 // parent. Whether it was permitted shows when a limit is set.
-func delegate(root, within string) {
+func delegate(root, within string, controllers []string) {
 	at := root
 	for part := range strings.SplitSeq(strings.Trim(filepath.Dir(within), "/"), "/") {
-		for _, c := range limited {
+		for _, c := range controllers {
 			os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
 		}
 		if part == "" {
@@ -231,7 +241,7 @@ func delegate(root, within string) {
 		}
 		at = filepath.Join(at, part)
 	}
-	for _, c := range limited {
+	for _, c := range controllers {
 		os.WriteFile(filepath.Join(at, "cgroup.subtree_control"), []byte("+"+c), 0)
 	}
 }

@@ -143,6 +143,13 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		defer slave.Close()
 	}
 	stand := pod.ProxyConfig{Netns: netns, NewNetns: newNetns, Contained: true, Args: b.Spec.Process.Args}
+	// Who looks at the process that stands for the container's sees which namespaces it has of its own.
+	if _, own := plan.Namespaces[specs.CgroupNamespace]; own && hostRoot() {
+		stand.NewCgroupns = true
+	}
+	if _, own := plan.Namespaces[specs.UserNamespace]; own && hostRoot() {
+		stand.UIDs, stand.GIDs = mappings(b.Spec.Linux.UIDMappings), mappings(b.Spec.Linux.GIDMappings)
+	}
 	if master != nil {
 		stand.Terminal = slave
 	}
@@ -224,6 +231,15 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	undo = append(undo, func() { client.Remove(context.WithoutCancel(ctx), id) })
+	switch {
+	case joined.pod != "":
+		err = a.liftLimits(joined.pod)
+	case group != nil && b.Spec.Linux != nil && b.Spec.Linux.Resources != nil:
+		err = limitGroup(group, b.Spec.Annotations, b.Spec.Linux.Resources.CPU)
+	}
+	if err != nil && hostRoot() {
+		return nil, err
+	}
 	if master != nil {
 		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
 			return nil, err
@@ -255,6 +271,14 @@ func viewOf(plan *bundle.Plan) *pod.View {
 		}
 	}
 	return v
+}
+
+func mappings(list []specs.LinuxIDMapping) []syscall.SysProcIDMap {
+	var out []syscall.SysProcIDMap
+	for _, m := range list {
+		out = append(out, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return out
 }
 
 // networkOf says which network namespace a container is for: one by path, a new one, or the

@@ -143,9 +143,13 @@ func (a *app) delete(ctx context.Context, st *state, client *pod.Client, force b
 		return err
 	}
 	if st.Hooks != nil {
-		if err := runHooks(ctx, "poststop", st.Hooks.Poststop, st.specState(specs.StateStopped), 0); err != nil {
-			a.log("warning", err.Error())
-			fmt.Fprintln(a.err, "warning:", err)
+		// One that fails hinders neither the others nor the container's end (runtime specification,
+		// "Lifecycle").
+		for i := range st.Hooks.Poststop {
+			if err := runHookOf(ctx, "poststop", st.Hooks.Poststop, i, st.specState(specs.StateStopped), 0); err != nil {
+				a.log("warning", err.Error())
+				fmt.Fprintln(a.err, "warning:", err)
+			}
 		}
 	}
 	return nil

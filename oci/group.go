@@ -5,6 +5,8 @@ import (
 	"path"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"manis/cgroup"
 )
 
@@ -79,6 +81,76 @@ func makeGroup(path string, asked bool, pids ...int) (*cgroup.Group, error) {
 		return nil, fmt.Errorf("put the container into its control group %s: %w", path, err)
 	}
 	return nil, nil
+}
+
+// limitGroup puts a machine's processes under the limits of its container's CPUs that the container has in
+// the guest, so that what the machine does for it counts, too. It is called when the machine has started: that
+// shall not take longer for a container with little. The other limits would hit the monitor itself, which has
+// memory and threads besides those of the guest.
+func limitGroup(g *cgroup.Group, annotations map[string]string, cpu *specs.LinuxCPU) error {
+	if cpu == nil || isSandbox(annotations) {
+		return nil
+	}
+	limit := cgroup.CPU{CPUs: cpu.Cpus, Mems: cpu.Mems}
+	if cpu.Shares != nil {
+		limit.Shares = *cpu.Shares
+	}
+	if cpu.Quota != nil {
+		limit.QuotaUs = *cpu.Quota
+	}
+	if cpu.Period != nil {
+		limit.PeriodUs = *cpu.Period
+	}
+	return g.LimitCPU(limit)
+}
+
+// isSandbox recognises a container that only keeps the namespaces of a pod. Its limits are not the pod's, whose
+// containers are in the same machine: a pod's are those of a control group above.
+func isSandbox(annotations map[string]string) bool {
+	return annotations["io.kubernetes.cri.container-type"] == "sandbox" || annotations["io.kubernetes.cri-o.ContainerType"] == "sandbox"
+}
+
+// liftLimits takes the limits on the host away from a pod that gets a further container: they were
+// those of the first one alone. In the guest each has its own.
+func (a *app) liftLimits(dir string) error {
+	states, err := a.store.all()
+	if err != nil {
+		return err
+	}
+	for _, st := range states {
+		if st.Pod != dir || st.Group == "" {
+			continue
+		}
+		g, err := cgroup.Find(cgroup.Config{Path: st.Group})
+		if err == nil {
+			err = g.LiftCPU()
+		}
+		if err != nil {
+			return fmt.Errorf("lift the limits of container %s on the host: %w", st.ID, err)
+		}
+	}
+	return nil
+}
+
+// updateGroup changes the limits of a container that is alone in its machine.
+func (a *app) updateGroup(st *state, cpu *specs.LinuxCPU) error {
+	if st.Group == "" || cpu == nil {
+		return nil
+	}
+	states, err := a.store.all()
+	if err != nil {
+		return err
+	}
+	for _, other := range states {
+		if other.Pod == st.Pod && other.ID != st.ID {
+			return nil
+		}
+	}
+	g, err := cgroup.Find(cgroup.Config{Path: st.Group})
+	if err != nil {
+		return err
+	}
+	return limitGroup(g, st.Annotations, cpu)
 }
 
 // removeGroup removes what makeGroup has made. What others have put into it stays.

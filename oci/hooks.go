@@ -20,21 +20,25 @@ import (
 // maxHookOutput bounds what is kept of what a hook says, bytes.
 const maxHookOutput = 4 << 10
 
-// runHooks runs hooks one after the other with the container's state on their standard input
-// (runtime specification, "POSIX-platform Hooks"). inside is the process whose namespaces
-// they run in; 0: the runtime's.
+// runHooks runs hooks one after the other, up to one that fails, with the container's state on
+// their standard input (runtime specification, "POSIX-platform Hooks"). inside is the process whose
+// namespaces they run in; 0: the runtime's.
 func runHooks(ctx context.Context, name string, hooks []specs.Hook, st *specs.State, inside int) error {
-	if len(hooks) == 0 {
-		return nil
+	for i := range hooks {
+		if err := runHookOf(ctx, name, hooks, i, st, inside); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func runHookOf(ctx context.Context, name string, hooks []specs.Hook, i int, st *specs.State, inside int) error {
 	input, err := json.Marshal(st)
 	if err != nil {
 		return err
 	}
-	for i, h := range hooks {
-		if err := runHook(ctx, &h, input, inside); err != nil {
-			return fmt.Errorf("error running %s hook #%d: %s: %w", name, i, h.Path, err)
-		}
+	if err := runHook(ctx, &hooks[i], input, inside); err != nil {
+		return fmt.Errorf("error running %s hook #%d: %s: %w", name, i, hooks[i].Path, err)
 	}
 	return nil
 }

@@ -3,7 +3,6 @@ package oci
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
@@ -29,8 +28,8 @@ func (a *app) startCommand() *cobra.Command {
 	}
 }
 
-// start executes a container's process, and runs the hooks that come after it. Their failures
-// are only told: the process runs (runtime specification, "Lifecycle", step 10).
+// start executes a container's process, and runs the hooks that come after it. When one of them
+// fails the container is stopped (runtime specification, "Lifecycle").
 func (a *app) start(ctx context.Context, st *state, client *pod.Client) error {
 	err := client.Start(ctx, st.ID)
 	if errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound) {
@@ -41,8 +40,8 @@ func (a *app) start(ctx context.Context, st *state, client *pod.Client) error {
 	}
 	if st.Hooks != nil {
 		if err := runHooks(ctx, "poststart", st.Hooks.Poststart, st.specState(specs.StateRunning), 0); err != nil {
-			a.log("warning", err.Error())
-			fmt.Fprintln(a.err, "warning:", err)
+			client.Signal(ctx, &pod.SignalRequest{ID: st.ID, Signal: uint32(unix.SIGKILL)})
+			return err
 		}
 	}
 	return nil

@@ -62,7 +62,13 @@ func (a *app) updateCommand() *cobra.Command {
 				return err
 			}
 		}
-		return stopped(client.Update(cmd.Context(), &pod.UpdateRequest{ID: st.ID, Resources: r}))
+		if err := client.Update(cmd.Context(), &pod.UpdateRequest{ID: st.ID, Resources: r}); err != nil {
+			return stopped(err)
+		}
+		if err := a.updateGroup(st, r.CPU); err != nil && hostRoot() {
+			return err
+		}
+		return nil
 	}
 	return cmd
 }

@@ -136,8 +136,13 @@ func (p *Pod) entries(plan *bundle.Plan) []vmm.ShareEntry {
 	list := []vmm.ShareEntry{root}
 	renamed := make(map[string]string)
 	for _, b := range plan.Binds {
-		renamed[bindsTag+"/"+b.Name] = bindsTag + "/" + prefix + b.Name
-		list = append(list, vmm.ShareEntry{Name: prefix + b.Name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, File: b.File})
+		name := prefix + b.Name
+		// The container's table of mounts ends the path of a bind with its name on the host, as everywhere.
+		if base := filepath.Base(b.HostPath); vmm.Plain(base) {
+			name += "/" + base
+		}
+		renamed[bindsTag+"/"+b.Name] = bindsTag + "/" + name
+		list = append(list, vmm.ShareEntry{Name: name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, File: b.File})
 	}
 	for _, m := range plan.Create.Mounts {
 		if source, ok := renamed[m.Source]; ok && m.Type == "share" {

@@ -33,6 +33,11 @@ type ProxyConfig struct {
 	// Contained gives it its own UTS, IPC, PID and mount namespaces, by which others recognise
 	// who belongs to a pod, and see what a container sees of the host.
 	Contained bool
+	// NewCgroupns gives it a cgroup namespace of its own, whose root is its group of that moment.
+	NewCgroupns bool
+	// UIDs and GIDs give it a user namespace of its own with these mappings, where the host
+	// permits it: it is a mark only, what isolates is the machine.
+	UIDs, GIDs []syscall.SysProcIDMap
 	// Args are the arguments of the process that it stands for.
 	Args []string
 	// Terminal becomes its controlling terminal, whose changes of size it tells; nil: none.
@@ -42,6 +47,8 @@ type ProxyConfig struct {
 // Proxy is a process on the host that stands for one in the guest.
 type Proxy struct {
 	Process *os.Process
+	// mapped is set in a user namespace of its own.
+	mapped bool
 	// Socket is the pod's end. It is the caller's.
 	Socket *os.File
 }
@@ -54,19 +61,42 @@ func StartProxy(cfg ProxyConfig) (*Proxy, error) {
 	}
 	ours, theirs := os.NewFile(uintptr(fds[0]), "proxy"), os.NewFile(uintptr(fds[1]), "pod")
 	defer theirs.Close()
+	p := &Proxy{Socket: ours, mapped: len(cfg.UIDs) > 0 && len(cfg.GIDs) > 0}
+	p.Process, err = startProxy(cfg, theirs, p.mapped)
+	if err != nil && p.mapped {
+		p.mapped = false
+		p.Process, err = startProxy(cfg, theirs, false)
+	}
+	if err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("start the container's proxy: %w", err)
+	}
+	return p, nil
+}
+
+func startProxy(cfg ProxyConfig, socket *os.File, mapped bool) (*os.Process, error) {
 	cmd := exec.Command("/proc/self/exe")
 	if len(cfg.Args) > 0 {
 		cmd.Args = cfg.Args
 	}
 	cmd.Dir = "/"
 	cmd.Env = []string{ProxyVariable + "=1"}
-	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.ExtraFiles = []*os.File{socket}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if cfg.Contained {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWPID | unix.CLONE_NEWNS
 	}
 	if cfg.NewNetns {
 		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWNET
+	}
+	if cfg.NewCgroupns {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWCGROUP
+	}
+	if mapped {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = cfg.UIDs, cfg.GIDs
+		cmd.SysProcAttr.GidMappingsEnableSetgroups = true
+		cmd.SysProcAttr.Credential = &syscall.Credential{}
 	}
 	if cfg.Terminal != nil {
 		cmd.Stdin = cfg.Terminal
@@ -77,10 +107,9 @@ func StartProxy(cfg ProxyConfig) (*Proxy, error) {
 		start = func() error { return inNetns(cfg.Netns, cmd.Start) }
 	}
 	if err := start(); err != nil {
-		ours.Close()
-		return nil, fmt.Errorf("start the container's proxy: %w", err)
+		return nil, err
 	}
-	return &Proxy{Process: cmd.Process, Socket: ours}, nil
+	return cmd.Process, nil
 }
 
 // inNetns runs f on a thread in a network namespace.
@@ -122,7 +151,7 @@ func ProxyMain() int {
 			unix.Write(socket, []byte{byte(n)})
 		}
 	}()
-	message := make([]byte, maxView)
+	message, y := make([]byte, maxView), obeyer{proc: -1}
 	for {
 		n, err := unix.Read(socket, message)
 		switch {
@@ -133,7 +162,7 @@ func ProxyMain() int {
 			return int(message[0])
 		default:
 			answer := []byte{0}
-			if err := settle(message[:n]); err != nil {
+			if err := y.obey(message[:n]); err != nil {
 				answer = []byte(err.Error())
 			}
 			unix.Write(socket, answer)

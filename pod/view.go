@@ -30,12 +30,55 @@ type ViewBind struct {
 	ReadOnly            bool
 }
 
-// maxView bounds a View as JSON, bytes.
+// order is what a proxy is told before its socket belongs to a pod.
+type order struct {
+	// View is to become its root.
+	View *View `json:",omitempty"`
+	// TakeProc and PutProc are for a proxy in a user namespace of its own, which cannot make its
+	// view itself: it takes a proc filesystem as long as it sees the host's, without which it
+	// could not, and puts it into the view that was made for it.
+	TakeProc, PutProc bool `json:",omitempty"`
+}
+
+// maxView bounds an order as JSON, bytes.
 const maxView = 128 << 10
 
 // Show gives a proxy that was started with Contained its view, before its socket belongs to a pod.
 func (p *Proxy) Show(v *View) error {
-	b, err := json.Marshal(v)
+	if !p.mapped {
+		return p.order(&order{View: v})
+	}
+	if err := p.order(&order{TakeProc: true}); err != nil {
+		return err
+	}
+	// The host's files are not for the user that the proxy is.
+	result := make(chan error, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine.
+		runtime.LockOSThread()
+		result <- func() error {
+			ns, err := unix.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return fmt.Errorf("open the namespace of the container's proxy: %w", err)
+			}
+			defer unix.Close(ns)
+			if err := unix.Unshare(unix.CLONE_FS); err != nil {
+				return fmt.Errorf("leave the shared root: %w", err)
+			}
+			if err := unix.Setns(ns, unix.CLONE_NEWNS); err != nil {
+				return fmt.Errorf("join the namespace of the container's proxy: %w", err)
+			}
+			return v.settle()
+		}()
+	}()
+	if err := <-result; err != nil {
+		return err
+	}
+	return p.order(&order{PutProc: true})
+}
+
+func (p *Proxy) order(o *order) error {
+	b, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
@@ -58,12 +101,59 @@ func (p *Proxy) Show(v *View) error {
 	return errors.New(string(answer[:n]))
 }
 
-// settle makes a view the root of this process's mount namespace, which is its own.
-func settle(message []byte) error {
-	var v View
-	if err := json.Unmarshal(message, &v); err != nil {
+// obeyer is a proxy that carries out orders.
+type obeyer struct {
+	proc int // a detached proc filesystem, or -1
+}
+
+func (y *obeyer) obey(message []byte) error {
+	var o order
+	if err := json.Unmarshal(message, &o); err != nil {
 		return err
 	}
+	switch {
+	case o.TakeProc:
+		y.takeProc()
+	case o.PutProc:
+		y.putProc()
+	case o.View != nil:
+		if err := o.View.settle(); err != nil {
+			return err
+		}
+		y.takeProc()
+		y.putProc()
+	}
+	return nil
+}
+
+// What lists processes by way of a proxy's namespaces finds the one that stands for the container's.
+// A host that does not permit it does without.
+func (y *obeyer) takeProc() {
+	y.proc = -1
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fs)
+	if unix.FsconfigCreate(fs) != nil {
+		return
+	}
+	if fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC); err == nil {
+		y.proc = fd
+	}
+}
+
+func (y *obeyer) putProc() {
+	if y.proc < 0 {
+		return
+	}
+	unix.MoveMount(y.proc, "", unix.AT_FDCWD, "/proc", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	unix.Close(y.proc)
+	y.proc = -1
+}
+
+// settle makes a view the root of this thread's mount namespace, which is a proxy's own.
+func (v *View) settle() error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	fail := func(what string, err error) error {
@@ -127,8 +217,6 @@ func settle(message []byte) error {
 	}
 	setReadOnly(root, v.ReadOnly)
 	unix.Close(root)
-	// What lists processes by way of this namespace finds the one that stands for the container's.
-	unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	return nil
 }
 

@@ -144,7 +144,8 @@ type Share struct {
 
 // ShareEntry is one host directory, or file, of a Share.
 type ShareEntry struct {
-	// Name of the entry at the top of the export: characters as in Serial.
+	// Name of the entry at the top of the export, or DIR/NAME in a directory there that holds
+	// nothing else: the characters of each as in Serial.
 	Name string
 	// HostPath is absolute; symbolic links in it are followed at the start.
 	HostPath string
@@ -289,13 +290,21 @@ func checkEntries(s Share) error {
 // Check says what is wrong with e.
 func (e *ShareEntry) Check() error {
 	switch {
-	case !plain(e.Name, 64):
+	case !plainEntry(e.Name):
 		return fmt.Errorf("entry name %q is not 1 to 64 letters, digits, '-', '_', '.'", e.Name)
 	case !strings.HasPrefix(e.HostPath, "/") || strings.IndexByte(e.HostPath, 0) >= 0:
 		return fmt.Errorf("host path %q is not absolute", e.HostPath)
 	}
 	return nil
 }
+
+func plainEntry(name string) bool {
+	dir, base, nested := strings.Cut(name, "/")
+	return Plain(dir) && (!nested || Plain(base))
+}
+
+// Plain reports whether s can be the name of an entry.
+func Plain(s string) bool { return plain(s, 64) }
 
 // plain reports whether s can be part of a file name and of a monitor's
 // option without quoting.

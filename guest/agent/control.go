@@ -31,7 +31,7 @@ func (s *service) Signal(ctx context.Context, r *api.SignalRequest) (*api.Empty,
 	if err != nil {
 		return nil, err
 	}
-	if err := p.signal(sig); err != nil {
+	if err := p.deliver(sig); err != nil {
 		return nil, err
 	}
 	return &api.Empty{}, nil

@@ -28,6 +28,8 @@ type process struct {
 	pid   int
 	pidfd *os.File
 	io    *stdio
+	// launched is when it was.
+	launched time.Time
 
 	// exited is closed when the process was reaped, done when its output has been
 	// handed over as well.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -157,6 +158,7 @@ func newProcess(child launch.Child, s *stdio) *process {
 		pid:       child.PID,
 		pidfd:     os.NewFile(uintptr(child.FD), "pidfd"),
 		io:        s,
+		launched:  time.Now(),
 		exited:    make(chan struct{}),
 		done:      make(chan struct{}),
 		abandoned: make(chan struct{}),

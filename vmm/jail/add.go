@@ -20,7 +20,7 @@ func (j *Process) Add(share string, e Entry) error {
 	if j.open {
 		return errors.New("a process without a jail has no shares")
 	}
-	if filepath.Base(e.Name) != e.Name || e.Name == "." || e.Name == ".." {
+	if !filepath.IsLocal(e.Name) || filepath.Clean(e.Name) != e.Name || e.Name == "." {
 		return fmt.Errorf("%q is no name of an entry", e.Name)
 	}
 	names := []string{"mnt"}
@@ -51,6 +51,10 @@ func (j *Process) Add(share string, e Entry) error {
 	root := p.OpenTree("/", unix.OPEN_TREE_CLONE)
 	p.SetMountAttr("open the jail's root", root, 0, 0, unix.MOUNT_ATTR_RDONLY)
 	target := filepath.Join(SharesDir, share, e.Name)
+	if dir := filepath.Dir(e.Name); dir != "." {
+		dir = filepath.Join(SharesDir, share, dir)
+		p.Call("make "+dir, unix.SYS_MKDIRAT, root, dir[1:], 0o755)
+	}
 	if e.File {
 		p.Call("make "+target, unix.SYS_MKNODAT, root, target[1:], unix.S_IFREG|0o444, 0)
 	} else {

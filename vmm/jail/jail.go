@@ -270,6 +270,7 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 		r.mkdir(dir)
 		for _, e := range s.Entries {
 			if e.File {
+				r.mkdir(filepath.Dir(filepath.Join(dir, e.Name)))
 				p.CreateFile(r.relative(filepath.Join(dir, e.Name)), 0o444)
 			} else {
 				r.mkdir(filepath.Join(dir, e.Name))

@@ -316,7 +316,7 @@ func growing(t *testing.T, v vmm.VM, g *Guest, host string) {
 	if b, err := os.ReadFile(host + "/rw/added"); err != nil || string(b) != "fromguest" {
 		t.Errorf("on the host: %q, %v", b, err)
 	}
-	for _, e := range []vmm.ShareEntry{{Name: "ro", HostPath: host + "/ro", ReadOnly: true}, {Name: "rofile", HostPath: host + "/file", File: true, ReadOnly: true}} {
+	for _, e := range []vmm.ShareEntry{{Name: "ro", HostPath: host + "/ro", ReadOnly: true}, {Name: "rofile", HostPath: host + "/file", File: true, ReadOnly: true}, {Name: "1.0/rw", HostPath: host + "/rw"}} {
 		if err := v.Share(ctx, "grows", e); err != nil {
 			t.Fatal(err)
 		}
@@ -324,12 +324,16 @@ func growing(t *testing.T, v vmm.VM, g *Guest, host string) {
 	g.Refused(t, "read-only", "write /g/ro/sub/c x")
 	g.Refused(t, "read-only", "write /g/rofile x")
 	g.Refused(t, "read-only", "write /g/new x")
+	if got := g.Ask(t, "cat /g/1.0/rw/a"); got != "content of rw/a" {
+		t.Errorf("file of a nested entry: %q", got)
+	}
 	for what, e := range map[string]vmm.ShareEntry{
-		"the same name":   {Name: "rw", HostPath: host + "/ro"},
-		"a way out":       {Name: "..", HostPath: host + "/ro"},
-		"nothing":         {Name: "no", HostPath: host + "/nothing"},
-		"a file, no dir":  {Name: "f", HostPath: host + "/file"},
-		"a relative path": {Name: "r", HostPath: "rw"},
+		"the same name":    {Name: "rw", HostPath: host + "/ro"},
+		"a way out":        {Name: "..", HostPath: host + "/ro"},
+		"a nested way out": {Name: "a/..", HostPath: host + "/ro"},
+		"nothing":          {Name: "no", HostPath: host + "/nothing"},
+		"a file, no dir":   {Name: "f", HostPath: host + "/file"},
+		"a relative path":  {Name: "r", HostPath: "rw"},
 	} {
 		if err := v.Share(ctx, "grows", e); err == nil {
 			t.Errorf("%s was added", what)
