@@ -287,12 +287,26 @@ func networkOf(spec *specs.Spec) (path string, fresh bool, err error) {
 	if spec.Linux != nil {
 		for _, ns := range spec.Linux.Namespaces {
 			if ns.Type == specs.NetworkNamespace {
+				if ns.Path != "" && same(ns.Path, "/proc/self/ns/net") {
+					return "", false, hostNetwork("config.json names the network namespace of the host")
+				}
 				return ns.Path, ns.Path == "", nil
 			}
 		}
 	}
-	return "", false, errors.New("the host's network was asked for (config.json names no network namespace): " +
-		"a container in a virtual machine cannot have the host's interfaces; give it a network namespace, or publish its ports")
+	return "", false, hostNetwork("config.json names no network namespace")
+}
+
+func hostNetwork(how string) error {
+	return fmt.Errorf("the host's network was asked for (%s): a container in a virtual machine cannot have the host's "+
+		"interfaces; give it a network namespace, or publish its ports", how)
+}
+
+// same reports whether two paths lead to the same file.
+func same(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // podDir names the directory of a new container's pod, short enough for a socket in it.

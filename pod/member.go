@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -270,6 +271,10 @@ func (m *member) report() *Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := &Status{Status: m.status, StartedAt: m.startedAt, Boot: m.pod.boot, Trace: json.RawMessage(m.pod.spans.JSON())}
+	for _, x := range m.execs {
+		s.ExecPIDs = append(s.ExecPIDs, x.pid)
+	}
+	slices.Sort(s.ExecPIDs)
 	switch {
 	case m.status == starting:
 		s.Status = specs.StateCreated

@@ -45,7 +45,7 @@ func podman(t testing.TB) *stage.Engine {
 		e := &stage.Engine{
 			Args: []string{"podman", "--root", filepath.Join(home(), "storage"), "--runroot", filepath.Join(home(), "state"), "--tmpdir", filepath.Join(home(), "tmp"),
 				"--network-config-dir", filepath.Join(home(), "networks"), "--cgroup-manager", "cgroupfs", "--events-backend", "file", "--runtime", binary},
-			Env: stage.Environ(home(), "XDG_CACHE_HOME="+stage.Cache()),
+			Env: stage.Environ(stage.Home()),
 			Dir: stage.Dir(),
 		}
 		if suite.err = os.MkdirAll(home(), 0o700); suite.err != nil {

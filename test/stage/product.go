@@ -91,16 +91,14 @@ func Environ(home string, more ...string) []string {
 	return append(append(env, "HOME="+home), more...)
 }
 
-// Cache is where Manis may keep between runs of the tests what it makes once per machine.
-func Cache() string {
-	if dir := os.Getenv("XDG_CACHE_HOME"); dir != "" {
-		return dir
-	}
+// Home is the home directory of who runs the tests: what Manis makes once per machine is kept there
+// between runs.
+func Home() string {
 	home, err := os.UserHomeDir()
 	if err != nil {
-		return os.TempDir()
+		return dir
 	}
-	return filepath.Join(home, ".cache")
+	return home
 }
 
 // Prepare boots the template from which machines of the default size go on, so that the tests'
