@@ -19,7 +19,7 @@ func rootless(t *testing.T) *stage.Engine {
 	binary := stage.Manis(t)
 	for _, program := range []string{"podman", "newuidmap", "slirp4netns"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skipf("no %s on this machine (scripts/setup test installs it)", program)
+			t.Skipf("no %s on this machine (make podman installs it)", program)
 		}
 	}
 	u := stage.User

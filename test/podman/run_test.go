@@ -3,8 +3,11 @@ package podman
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"manis/test/stage"
 )
 
 // The exit code is the command's, or says why it never ran.
@@ -139,6 +142,26 @@ func TestAMachineOfItsOwn(t *testing.T) {
 }
 
 func clip(s string) string { return s[:min(len(s), 500)] }
+
+// The configuration that users are given makes Manis Podman's runtime.
+func TestDropIn(t *testing.T) {
+	p := *podman(t)
+	t.Parallel()
+	example, err := os.ReadFile(filepath.Join(stage.Top(), "deploy", "podman", "manis.conf"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "manis.conf")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(string(example), "/usr/local/bin/manis", stage.Manis(t))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.Args = p.Args[:len(p.Args)-2] // without --runtime
+	p.Env = append(slices.Clone(p.Env), "CONTAINERS_CONF="+file)
+	p.Prints(t, "manis "+stage.Manis(t), "info", "--format", "{{.Host.OCIRuntime.Name}} {{.Host.OCIRuntime.Path}}")
+	if kernel := p.OK(t, "run", "--rm", "--network", "none", "box", "uname", "-r"); !strings.HasSuffix(kernel, "-manis") {
+		t.Errorf("the kernel is %s", kernel)
+	}
+}
 
 // bounds are the capabilities that Podman has to give.
 func bounds(t testing.TB) string {

@@ -38,7 +38,7 @@ func podman(t testing.TB) *stage.Engine {
 	binary := stage.Manis(t)
 	suite.once.Do(func() {
 		if _, err := exec.LookPath("podman"); err != nil {
-			suite.skip = "no Podman on this machine (scripts/setup test installs it)"
+			suite.skip = "no Podman on this machine (make podman installs it)"
 			return
 		}
 		dir, _ := stage.Box(t)

@@ -160,6 +160,12 @@ func build(dir string) error {
 			return fmt.Errorf("mount %s: %w", path, err)
 		}
 	}
+	// On most machines everybody may open it, which an ordinary user's network needs.
+	if tun := filepath.Join(dir, "tun"); unix.Mknod(tun, unix.S_IFCHR|0o666, int(unix.Mkdev(10, 200))) == nil && os.Chmod(tun, 0o666) == nil {
+		if err := unix.Mount(tun, "/dev/net/tun", "", unix.MS_BIND, ""); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("cover /dev/net/tun: %w", err)
+		}
+	}
 	u := User
 	for path, line := range map[string]string{
 		"/etc/passwd": fmt.Sprintf("%s:x:%d:%d::/nonexistent:/bin/sh\n", u.Name, u.ID, u.ID),
