@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e bench bench-startup bench-gate bench-accept soak fuzz docs clean
+	check unit e2e validation bench bench-startup bench-gate bench-accept soak fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -70,6 +70,10 @@ unit:
 # The whole product, as its users run it.
 e2e:
 	$(GO) test -count=1 -timeout 30m ./test/...
+
+# The OCI validation suite, whose results are docs/VALIDATION.md. Needs root.
+validation: setup-test build
+	$(GO) run ./test/validation/cmd
 
 bench: setup-test build
 	$(GO) run ./bench
