@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e podman docker bench bench-startup bench-gate bench-accept soak fuzz docs clean
+	check unit e2e validation podman docker bench bench-startup bench-gate bench-accept soak fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -81,6 +81,10 @@ docker:
 	@scripts/setup docker
 	@$(MAKE) -s build
 	$(GO) test -count=1 -parallel 2 -timeout 20m ./test/docker
+
+# The OCI validation suite, whose results are docs/VALIDATION.md. Needs root.
+validation: setup-test build
+	$(GO) run ./test/validation/cmd
 
 bench: setup-test build
 	$(GO) run ./bench
