@@ -168,10 +168,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	if st.Pod = joined.pod; st.Pod == "" {
-		if st.Pod, err = a.podDir(id); err != nil {
-			return nil, err
-		}
-		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+		st.Pod = a.podDir(id)
 	}
 	var asked string
 	if b.Spec.Linux != nil {
@@ -180,12 +177,19 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if st.Group, err = a.groupPath(id, asked); err != nil {
 		return nil, err
 	}
+	// Before there is anything that would have to be found by it.
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
+	if joined.pod == "" {
+		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+		if err := makePodDir(st.Pod); err != nil {
+			return nil, err
+		}
+	}
 	group, err := makeGroup(st.Group, asked != "", st.PID)
 	if err != nil {
 		return nil, err
-	}
-	if group == nil {
-		st.Group = ""
 	}
 	undo = append(undo, func() { removeGroup(st.Group) })
 	// From here on delete finds what is there, should this process be killed.
@@ -223,10 +227,6 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
 	request.Rows, request.Columns = sizeOf(slave)
-	// Before there is anything that would have to be found by it.
-	if err := a.store.save(st); err != nil {
-		return nil, err
-	}
 	if err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...); err != nil {
 		return nil, err
 	}
@@ -310,20 +310,23 @@ func same(a, b string) bool {
 }
 
 // podDir names the directory of a new container's pod, short enough for a socket in it.
-func (a *app) podDir(id string) (string, error) {
+func (a *app) podDir(id string) string {
 	sum := sha256.Sum256([]byte(a.store.root + "\x00" + id))
-	dir := filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
+	return filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
+}
+
+func makePodDir(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
 	// What is there belonged to a container whose directory is gone.
 	if err := os.RemoveAll(dir); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
-	return dir, nil
+	return nil
 }
 
 // startPod starts the process of a pod.
