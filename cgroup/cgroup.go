@@ -288,8 +288,8 @@ const removeTime = 2 * time.Second
 // Remove removes the group, which its process must have left.
 func (g *Group) Remove() error {
 	var errs []error
+	deadline := time.Now().Add(removeTime)
 	for _, d := range g.dirs {
-		deadline := time.Now().Add(removeTime)
 		for {
 			err := os.Remove(d.path)
 			if err == nil || errors.Is(err, fs.ErrNotExist) {

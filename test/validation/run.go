@@ -245,7 +245,10 @@ func (r *runner) one(ctx context.Context, name string) {
 	if ctx.Err() != nil {
 		verdict, why = Fails, fmt.Sprintf("it did not end within %v", testTime)
 	}
-	if r.Keep != "" {
+	r.mu.Lock()
+	_, again := r.verdicts[name]
+	r.mu.Unlock()
+	if r.Keep != "" && !again {
 		for ending, text := range map[string]string{".tap": string(out), ".err": said.String()} {
 			if err := os.WriteFile(filepath.Join(r.Keep, name+ending), []byte(text), 0o644); err != nil {
 				fmt.Fprintln(r.Log, err)
