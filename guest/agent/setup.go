@@ -160,11 +160,8 @@ func sysctlPath(key string) (string, bool) {
 	return path, true
 }
 
-// mountShares has exactly the wanted shares mounted.
+// mountShares mounts those that are not mounted yet.
 func (s *service) mountShares(wanted []*api.Share) error {
-	if err := s.unmountShares(wanted); err != nil {
-		return err
-	}
 	for _, share := range wanted {
 		if slices.Contains(s.shares, share.Tag) {
 			continue
@@ -177,17 +174,13 @@ func (s *service) mountShares(wanted []*api.Share) error {
 	return nil
 }
 
-// unmountShares unmounts those that are not among keep.
-func (s *service) unmountShares(keep []*api.Share) error {
-	for i := len(s.shares) - 1; i >= 0; i-- {
-		tag := s.shares[i]
-		if slices.ContainsFunc(keep, func(k *api.Share) bool { return k.Tag == tag }) {
-			continue
-		}
+func (s *service) unmountShares() error {
+	for len(s.shares) > 0 {
+		tag := s.shares[len(s.shares)-1]
 		if err := unix.Unmount(sharesDir+"/"+tag, 0); err != nil {
 			return fmt.Errorf("unmount share %q: %w", tag, err)
 		}
-		s.shares = slices.Delete(s.shares, i, i+1)
+		s.shares = s.shares[:len(s.shares)-1]
 	}
 	return nil
 }
@@ -232,7 +225,7 @@ func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty,
 	}
 	if len(s.containers) == 0 {
 		// The next session's are others.
-		if err := s.unmountShares(nil); err != nil {
+		if err := s.unmountShares(); err != nil {
 			return nil, err
 		}
 	}
