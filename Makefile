@@ -10,7 +10,7 @@ BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
 .PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e validation bench bench-startup bench-gate bench-accept soak fuzz docs clean
+	check unit e2e validation podman docker bench bench-startup bench-gate bench-accept soak fuzz docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -69,7 +69,18 @@ unit:
 
 # The whole product, as its users run it.
 e2e:
-	$(GO) test -count=1 -timeout 30m ./test/...
+	$(GO) test -count=1 -timeout 30m $$($(GO) list ./test/... | grep -v -e '^manis/test/podman$$' -e '^manis/test/docker$$')
+
+# Engines with Manis as their runtime. They need root, and are given namespaces of their own.
+podman:
+	@scripts/setup podman
+	@$(MAKE) -s build
+	$(GO) test -count=1 -parallel 2 -timeout 20m ./test/podman
+
+docker:
+	@scripts/setup docker
+	@$(MAKE) -s build
+	$(GO) test -count=1 -parallel 2 -timeout 20m ./test/docker
 
 # The OCI validation suite, whose results are docs/VALIDATION.md. Needs root.
 validation: setup-test build

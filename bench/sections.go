@@ -18,11 +18,12 @@ import (
 )
 
 // sectionNames in the order in which they are measured and shown.
-var sectionNames = []string{"start", "application", "burst", "density", "memory", "image", "files", "network", "stdio"}
+var sectionNames = []string{"start", "application", "engine", "burst", "density", "memory", "image", "files", "network", "stdio"}
 
 var titles = map[string]string{
 	"start":       "Start of a container",
 	"application": "A web server until its first answer",
+	"engine":      "Under an engine",
 	"burst":       "Many starts",
 	"density":     "Idle containers side by side",
 	"memory":      "Memory of an idle container",
@@ -35,6 +36,7 @@ var titles = map[string]string{
 var about = map[string]string{
 	"start":       "From the command's start to the first byte of the container's output, and to the command's end. Manis goes on from a template, boots a machine, or takes one out of the pool; the image is in the store. For runc, crun and runsc the root filesystem is unpacked beforehand and the container has no network.",
 	"application": "A web server in Python, from the command's start to the first answered request: started in a container of its image, and, for Manis, also gone on from a snapshot of one that was ready. runc and crun share the host's network.",
+	"engine":      "podman run --rm IMAGE true, from the command's start to its end, as root: with runc and with Manis as Podman's runtime, the same image, limits and networks. Manis goes on from an exercised machine.",
 	"burst":       "Starts all at once, and starts one after the other: how long each took from its command's start to its end, how many ended in a second, and how many failed. Here the pool's daemon refills while containers start, as it does for users.",
 	"density":     "Containers that do nothing, started from a template and running at the same time. Proportional set size of each one's QEMU and monitor, without and with what the guest has touched of its RAM, in percent of one processor what they compute.",
 	"memory":      "Proportional set size of every process that a running container costs, not counting what the program in it uses by itself. The guest's memory is the part of its RAM that it has touched.",

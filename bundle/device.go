@@ -155,6 +155,10 @@ func (p *planner) privileged() bool {
 		has[c] = true
 	}
 	for number, c := range spec.Capabilities() {
+		// Docker's list ends where that of Linux 3.16 did.
+		if number > unix.CAP_AUDIT_READ {
+			continue
+		}
 		if !has[c] && (number == unix.CAP_SYS_ADMIN || p.host.capable(number)) {
 			return false
 		}

@@ -140,6 +140,30 @@ func ownGroups() (string, error) {
 	return string(b), err
 }
 
+// Own says in which groups this process is, in the form of /proc/PID/cgroup, for Return.
+func Own() string {
+	own, _ := ownGroups()
+	return own
+}
+
+// Return puts a process into the groups in which another one was, as far as they are known here.
+func Return(pid int, groups string) error {
+	unified := unifiedRoot()
+	g := new(Group)
+	for _, name := range slices.Concat(limited, counting) {
+		controller := name
+		if unified != "" {
+			controller = ""
+		}
+		if at, ok := membership(groups, controller); ok {
+			if d, err := place(name, at, groups, unified); err == nil {
+				g.dirs = append(g.dirs, d)
+			}
+		}
+	}
+	return g.Join(pid)
+}
+
 // Find is the group of this path for removal, which need not exist.
 func Find(c Config) (*Group, error) {
 	own, err := ownGroups()

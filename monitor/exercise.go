@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"manis/cgroup"
 	"manis/container"
 	"manis/host/priority"
 	"manis/network"
@@ -44,7 +45,7 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 			t.Relinquish()
 		}
 		// Beside what is written: it is no machine of the pool, which would tidy up after it.
-		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"))
+		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"), true)
 		if err != nil {
 			return nil, err
 		}
@@ -74,6 +75,10 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 // ExerciseVariable in the environment, when "off", keeps starts from having machines
 // exercised in the background.
 const ExerciseVariable = "MANIS_EXERCISE"
+
+// ExerciseGroupsVariable in the environment says, in the form of /proc/PID/cgroup, in which control
+// groups such a machine belongs. The group of a container would not become empty with its end.
+const ExerciseGroupsVariable = "MANIS_EXERCISE_GROUPS"
 
 // exerciseLater has a process of its own, of the lowest priority, exercise a machine for
 // containers of this size, with a tap or without, if nobody does. It ends by itself and belongs to
@@ -113,6 +118,11 @@ func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, rehearseTime)
 	defer cancel()
 	priority.Give(os.Getpid(), priority.Idle) // and what it starts
+	if groups := os.Getenv(ExerciseGroupsVariable); groups != "" {
+		if err := cgroup.Return(os.Getpid(), groups); err != nil {
+			return fmt.Errorf("leave the container's control group: %w", err)
+		}
+	}
 	places, err := place.Find("", "")
 	if err != nil {
 		return err

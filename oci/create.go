@@ -26,6 +26,7 @@ import (
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/cgroup"
+	"manis/monitor"
 	"manis/pod"
 )
 
@@ -167,10 +168,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	if st.Pod = joined.pod; st.Pod == "" {
-		if st.Pod, err = a.podDir(id); err != nil {
-			return nil, err
-		}
-		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+		st.Pod = a.podDir(id)
 	}
 	var asked string
 	if b.Spec.Linux != nil {
@@ -179,12 +177,19 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if st.Group, err = a.groupPath(id, asked); err != nil {
 		return nil, err
 	}
+	// Before there is anything that would have to be found by it.
+	if err := a.store.save(st); err != nil {
+		return nil, err
+	}
+	if joined.pod == "" {
+		undo = append(undo, func() { os.RemoveAll(st.Pod) })
+		if err := makePodDir(st.Pod); err != nil {
+			return nil, err
+		}
+	}
 	group, err := makeGroup(st.Group, asked != "", st.PID)
 	if err != nil {
 		return nil, err
-	}
-	if group == nil {
-		st.Group = ""
 	}
 	undo = append(undo, func() { removeGroup(st.Group) })
 	// From here on delete finds what is there, should this process be killed.
@@ -282,29 +287,46 @@ func networkOf(spec *specs.Spec) (path string, fresh bool, err error) {
 	if spec.Linux != nil {
 		for _, ns := range spec.Linux.Namespaces {
 			if ns.Type == specs.NetworkNamespace {
+				if ns.Path != "" && same(ns.Path, "/proc/self/ns/net") {
+					return "", false, hostNetwork("config.json names the network namespace of the host")
+				}
 				return ns.Path, ns.Path == "", nil
 			}
 		}
 	}
-	return "", false, errors.New("the host's network was asked for (config.json names no network namespace): " +
-		"a container in a virtual machine cannot have the host's interfaces; give it a network namespace, or publish its ports")
+	return "", false, hostNetwork("config.json names no network namespace")
+}
+
+func hostNetwork(how string) error {
+	return fmt.Errorf("the host's network was asked for (%s): a container in a virtual machine cannot have the host's "+
+		"interfaces; give it a network namespace, or publish its ports", how)
+}
+
+// same reports whether two paths lead to the same file.
+func same(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // podDir names the directory of a new container's pod, short enough for a socket in it.
-func (a *app) podDir(id string) (string, error) {
+func (a *app) podDir(id string) string {
 	sum := sha256.Sum256([]byte(a.store.root + "\x00" + id))
-	dir := filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
+	return filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
+}
+
+func makePodDir(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
 	// What is there belonged to a container whose directory is gone.
 	if err := os.RemoveAll(dir); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make the pod's directory: %w", err)
+		return fmt.Errorf("make the pod's directory: %w", err)
 	}
-	return dir, nil
+	return nil
 }
 
 // startPod starts the process of a pod.
@@ -330,6 +352,9 @@ func (a *app) startPod(dir string, group *cgroup.Group) error {
 	cmd.Args[0] = "manis"
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), a.places.Environ()...)
+	if group != nil {
+		cmd.Env = append(cmd.Env, monitor.ExerciseGroupsVariable+"="+cgroup.Own())
+	}
 	cmd.Stderr = words
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

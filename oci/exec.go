@@ -118,7 +118,7 @@ func (a *app) exec(cmd *cobra.Command, id string, args []string, o *execution) (
 		return 0, err
 	}
 	defer proxy.Socket.Close()
-	request := &pod.ExecRequest{ID: st.ID, ExecID: newExecID(), Process: process, IgnorePaused: o.ignorePaused}
+	request := &pod.ExecRequest{ID: st.ID, ExecID: newExecID(), Process: process, ProxyPID: proxy.Process.Pid, IgnorePaused: o.ignorePaused}
 	request.Rows, request.Columns = sizeOf(slave)
 	err = client.Exec(ctx, request, append([]*os.File{proxy.Socket}, files...)...)
 	if err == nil && master != nil {

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
 	"manis/pod"
@@ -154,7 +155,7 @@ func (a *app) resumeCommand() *cobra.Command {
 func (a *app) psCommand() *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use: "ps ID", Short: "List the processes of a container, by their ids in it",
+		Use: "ps ID", Short: "List the processes of a container: by their ids in it, or as JSON the ids on the host of those that stand for them",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return fmt.Errorf("%q requires a container's id", cmd.CommandPath())
@@ -166,18 +167,23 @@ func (a *app) psCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			r, err := client.Processes(cmd.Context(), st.ID)
-			if err != nil {
-				return stopped(err)
-			}
 			switch format {
 			case "json":
-				pids := []uint32{}
-				for _, p := range r.Processes {
-					pids = append(pids, p.Pid)
+				// For programs, which look for them on the host: Docker shows what ps(1) says of them.
+				s, err := client.Status(cmd.Context(), st.ID)
+				if err != nil {
+					return stopped(err)
+				}
+				pids := []int{}
+				if s.Status != specs.StateStopped {
+					pids = append(append(pids, st.PID), s.ExecPIDs...)
 				}
 				return json.NewEncoder(a.out).Encode(pids)
 			case "table":
+				r, err := client.Processes(cmd.Context(), st.ID)
+				if err != nil {
+					return stopped(err)
+				}
 				w := tabwriter.NewWriter(a.out, 4, 1, 2, ' ', 0)
 				fmt.Fprint(w, "UID\tPID\tPPID\tSTIME\tTTY\tTIME\tCMD\n")
 				for _, p := range r.Processes {

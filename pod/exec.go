@@ -17,6 +17,7 @@ const maxExecs = 512
 // execution is one further process of a container.
 type execution struct {
 	id      string
+	pid     int // of the proxy
 	proxy   *os.File
 	streams *streams
 	done    chan struct{}
@@ -27,7 +28,7 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 	if len(files) == 0 {
 		return fmt.Errorf("the request lacks the proxy")
 	}
-	x := &execution{id: r.ExecID, proxy: files[0], done: make(chan struct{})}
+	x := &execution{id: r.ExecID, pid: r.ProxyPID, proxy: files[0], done: make(chan struct{})}
 	defer func() {
 		if err != nil {
 			x.proxy.Close()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -87,7 +88,11 @@ func (m *member) start(ctx context.Context) error {
 	}
 	m.status = starting
 	m.mu.Unlock()
-	if _, err := m.pod.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: m.id}); err != nil {
+	r := &agent.StartContainerRequest{Id: m.id}
+	if size := m.streams.size(); size != nil {
+		r.Rows, r.Columns = uint32(size.Row), uint32(size.Col)
+	}
+	if _, err := m.pod.sandbox.StartContainer(ctx, r); err != nil {
 		m.end(exitCode(err))
 		return err
 	}
@@ -225,8 +230,8 @@ func (m *member) insist() {
 }
 
 func (m *member) resize(execID string, s *streams) {
-	size, err := unix.IoctlGetWinsize(int(s.own[0].file.Fd()), unix.TIOCGWINSZ)
-	if err != nil {
+	size := s.size()
+	if size == nil {
 		return
 	}
 	m.pod.sandbox.Resize(context.Background(), &agent.ResizeRequest{Id: m.id, ExecId: execID, Rows: uint32(size.Row), Columns: uint32(size.Col)})
@@ -266,6 +271,10 @@ func (m *member) report() *Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := &Status{Status: m.status, StartedAt: m.startedAt, Boot: m.pod.boot, Trace: json.RawMessage(m.pod.spans.JSON())}
+	for _, x := range m.execs {
+		s.ExecPIDs = append(s.ExecPIDs, x.pid)
+	}
+	slices.Sort(s.ExecPIDs)
 	switch {
 	case m.status == starting:
 		s.Status = specs.StateCreated

@@ -66,7 +66,9 @@ type ExecRequest struct {
 	ID, ExecID string
 	Process    *specs.Process
 	// IgnorePaused runs it in a paused container, too: it waits there.
-	IgnorePaused  bool
+	IgnorePaused bool
+	// ProxyPID is the process that stands for it on the host.
+	ProxyPID      int
 	Rows, Columns uint32
 }
 
@@ -93,6 +95,8 @@ type Status struct {
 	// VMPID is the process of the virtual machine.
 	VMPID     int
 	StartedAt time.Time
+	// ExecPIDs are the processes on the host that stand for further ones in the container.
+	ExecPIDs []int
 	// Boot says where the machine came from.
 	Boot string
 	// Trace are the spans of the creation, JSON.

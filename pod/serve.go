@@ -129,7 +129,20 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 			a.Kind = kindState
 		}
 	}
-	send(conn, a)
+	if send(conn, a) != nil && r.Verb == "create" && err == nil {
+		p.abandon(r.Body)
+	}
+}
+
+// abandon removes a container whose creator has died: nobody else knows of it.
+func (p *Pod) abandon(body []byte) {
+	var c CreateRequest
+	if json.Unmarshal(body, &c) != nil {
+		return
+	}
+	if m, err := p.member(c.ID); err == nil {
+		p.remove(m)
+	}
 }
 
 // own reports whether the other end is of the same user, or root.

@@ -133,6 +133,18 @@ func (s *streams) number() int {
 	return 3
 }
 
+// size is that of the terminal as its user has set it, nil where there is none.
+func (s *streams) size() *unix.Winsize {
+	if !s.terminal {
+		return nil
+	}
+	size, err := unix.IoctlGetWinsize(int(s.own[0].file.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return nil
+	}
+	return size
+}
+
 // connect opens the guest's ends and returns their tokens, in the order of the
 // descriptors.
 func (s *streams) connect(open func() (net.Conn, uint64, error)) ([]uint64, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,10 +53,8 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if err := s.connect(r.Network); err != nil {
 		return nil, err
 	}
-	for _, share := range r.Shares {
-		if err := mountShare(share.Tag); err != nil {
-			return nil, err
-		}
+	if err := s.mountShares(r.Shares); err != nil {
+		return nil, err
 	}
 	if err := limitContainers(); err != nil {
 		return nil, err
@@ -161,6 +160,38 @@ func sysctlPath(key string) (string, bool) {
 	return path, true
 }
 
+// mountShares has exactly the wanted shares mounted.
+func (s *service) mountShares(wanted []*api.Share) error {
+	if err := s.unmountShares(wanted); err != nil {
+		return err
+	}
+	for _, share := range wanted {
+		if slices.Contains(s.shares, share.Tag) {
+			continue
+		}
+		if err := mountShare(share.Tag); err != nil {
+			return err
+		}
+		s.shares = append(s.shares, share.Tag)
+	}
+	return nil
+}
+
+// unmountShares unmounts those that are not among keep.
+func (s *service) unmountShares(keep []*api.Share) error {
+	for i := len(s.shares) - 1; i >= 0; i-- {
+		tag := s.shares[i]
+		if slices.ContainsFunc(keep, func(k *api.Share) bool { return k.Tag == tag }) {
+			continue
+		}
+		if err := unix.Unmount(sharesDir+"/"+tag, 0); err != nil {
+			return fmt.Errorf("unmount share %q: %w", tag, err)
+		}
+		s.shares = slices.Delete(s.shares, i, i+1)
+	}
+	return nil
+}
+
 // mountShare mounts a 9p export where containers' mounts of type "share" are
 // taken from.
 func mountShare(tag string) error {
@@ -198,6 +229,12 @@ func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty,
 	defer s.mu.Unlock()
 	if len(s.containers) > 0 && !r.KeepContainers {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox has a container"))
+	}
+	if len(s.containers) == 0 {
+		// The next session's are others.
+		if err := s.unmountShares(nil); err != nil {
+			return nil, err
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, parkTime)
 	defer cancel()

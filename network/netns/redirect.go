@@ -21,7 +21,7 @@ const (
 // redirect has every frame that arrives at one interface sent by another, before the namespace's own stack
 // sees it. The filter is u32, since kernels have it that have no matchall. It reports whether the
 // interface's ingress qdisc has been made for it.
-func redirect(h *netlink.Handle, from, to int) (owned bool, err error) {
+func redirect(h *netlink.Handle, from, to int, priority uint16) (owned bool, err error) {
 	owned = true
 	q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: from, Handle: ingress, Parent: netlink.HANDLE_INGRESS}}
 	err = h.QdiscAdd(q)
@@ -35,7 +35,7 @@ func redirect(h *netlink.Handle, from, to int) (owned bool, err error) {
 		return owned, fmt.Errorf("add an ingress qdisc: %w", err)
 	}
 	err = h.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: from, Parent: arriving, Priority: ours, Protocol: unix.ETH_P_ALL},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: from, Parent: arriving, Priority: priority, Protocol: unix.ETH_P_ALL},
 		Actions: []netlink.Action{&netlink.MirredAction{
 			ActionAttrs:  netlink.ActionAttrs{Action: netlink.TC_ACT_STOLEN},
 			MirredAction: netlink.TCA_EGRESS_REDIR, Ifindex: to,

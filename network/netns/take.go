@@ -40,6 +40,7 @@ type Interface struct {
 
 	index, tap int
 	owned      bool // the ingress qdisc is ours
+	local      *local
 }
 
 // Take looks at the network namespace that is open as ns and puts a tap device beside each of its
@@ -92,11 +93,13 @@ func (t *Taken) add(h *netlink.Handle, l netlink.Link) error {
 	t.Interfaces = append(t.Interfaces, i)
 	last := &t.Interfaces[len(t.Interfaces)-1]
 	// From the tap first: the interface's frames have a way then when they are stolen.
-	if _, err = redirect(h, last.tap, last.index); err != nil {
+	if _, err = redirect(h, last.tap, last.index, ours+1); err != nil {
 		return err
 	}
-	last.owned, err = redirect(h, last.index, last.tap)
-	return err
+	if last.owned, err = redirect(h, last.index, last.tap, ours); err != nil {
+		return err
+	}
+	return last.admitLocal(h, l, t.Guest)
 }
 
 // Release takes the taps away and lets the namespace's own stack have its frames again. It may be called
@@ -107,6 +110,9 @@ func (t *Taken) Release() error {
 			var errs []error
 			for _, i := range t.Interfaces {
 				if err := restore(h, i.index, i.owned); err != nil {
+					errs = append(errs, fmt.Errorf("interface %s: %w", i.Name, err))
+				}
+				if err := i.takeBack(h); err != nil {
 					errs = append(errs, fmt.Errorf("interface %s: %w", i.Name, err))
 				}
 				// The descriptor may live on in a machine that is still ending.

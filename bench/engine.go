@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// engineTime is the longest that one command of an engine may take.
+const engineTime = 2 * time.Minute
+
+// engines starts containers by Podman, with runc and with Manis as its runtime.
+func (b *bench) engines(ctx context.Context) error {
+	const section = "engine"
+	path, err := exec.LookPath("podman")
+	if err == nil && os.Geteuid() != 0 {
+		err = errors.New("needs root, for bridges")
+	}
+	if err != nil {
+		b.skip(section, "podman", err)
+		return nil
+	}
+	if b.manis == nil {
+		return nil
+	}
+	dir := filepath.Join(b.w.dir, "podman")
+	e := &engine{ctx: ctx, bench: b, args: []string{path, "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--cgroup-manager", "cgroupfs", "--events-backend", "none"}}
+	defer os.RemoveAll(dir)
+	defer e.do("rm", "-af", "-t", "0")
+	if err := e.do("pull", "-q", "oci:"+b.w.layout); err != nil {
+		b.skip(section, "podman", err)
+		return ctx.Err()
+	}
+	out, err := e.command("images", "-q").Output()
+	image := strings.TrimSpace(string(out))
+	if err != nil || image == "" {
+		b.skip(section, "podman", fmt.Errorf("find the image: %w", err))
+		return ctx.Err()
+	}
+	// Limits that a host without CAP_SYS_RESOURCE lets runc set. In a machine they are the guest's.
+	limits := []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"}
+	binary := b.manis.binary
+	for _, network := range []struct{ metric, mode string }{{"podman run, no network", "none"}, {"podman run, on a bridge", "bridge"}} {
+		for round := -warmups; round < b.rounds; round++ {
+			for _, s := range []struct{ name, runtime string }{{"runc", "runc"}, {"manis", binary}} {
+				b.progress(fmt.Sprintf("%s, round %d of %d: %s", network.metric, round+1, b.rounds, s.name))
+				begin := time.Now()
+				err := e.do(append(append([]string{"--runtime", s.runtime, "run", "--rm", "--network", network.mode}, limits...), image, "true")...)
+				if err != nil {
+					b.skip(section, s.name, err)
+					b.progress("")
+					return ctx.Err()
+				}
+				if round >= 0 {
+					b.add(section, network.metric, s.name, "ms", false, float64(time.Since(begin).Microseconds())/1000)
+				}
+			}
+			if round == -1 {
+				// What the second start of a size prepares in the background is for those that follow.
+				e.await()
+			}
+		}
+	}
+	b.progress("")
+	return nil
+}
+
+// warmups are starts that are not counted: the first builds a template, the second has it exercised.
+const warmups = 3
+
+type engine struct {
+	ctx   context.Context
+	bench *bench
+	args  []string
+}
+
+func (e *engine) command(args ...string) *exec.Cmd {
+	return exec.CommandContext(e.ctx, e.args[0], append(append([]string(nil), e.args[1:]...), args...)...)
+}
+
+func (e *engine) do(args ...string) error {
+	ctx, cancel := context.WithTimeout(e.ctx, engineTime)
+	defer cancel()
+	cmd := e.command(args...)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	done := make(chan error, 1)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { done <- cmd.Wait() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			return fmt.Errorf("podman %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(said.Bytes()))
+		}
+		return nil
+	case <-ctx.Done():
+		cmd.Process.Kill()
+		<-done
+		return fmt.Errorf("podman %s: %w", strings.Join(args, " "), ctx.Err())
+	}
+}
+
+// await waits until no machine is exercised any more.
+func (e *engine) await() {
+	deadline := time.Now().Add(engineTime)
+	for time.Now().Before(deadline) && e.ctx.Err() == nil {
+		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+		busy := false
+		for _, f := range files {
+			b, _ := os.ReadFile(f)
+			busy = busy || bytes.HasPrefix(b, []byte("manis\x00rehearse\x00"))
+		}
+		if !busy {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
