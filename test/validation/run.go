@@ -103,7 +103,7 @@ func Run(ctx context.Context, o Options) error {
 // ofGroups recognises the tests that look at control groups of the host. Most use the same one, so they
 // cannot be run at the same time.
 func ofGroups(name string) bool {
-	return strings.HasPrefix(name, "linux_cgroups_") || name == "delete_resources"
+	return strings.HasPrefix(name, "linux_cgroups_") || name == "delete_resources" || name == "delete_only_create_resources"
 }
 
 func unified() bool {
