@@ -14,8 +14,10 @@ import (
 // --systemd-cgroup is SLICE:PREFIX:NAME, or one of our own.
 func (a *app) groupPath(id, asked string) (string, error) {
 	switch {
+	case asked == "" && hostRoot():
+		return "/manis/" + id, nil
 	case asked == "":
-		return "manis/" + id, nil
+		return "manis/" + id, nil // below the caller's own: no other may be ours
 	case !a.systemdCgroup && !strings.Contains(asked, ":"):
 		return asked, nil
 	}

@@ -85,7 +85,6 @@ func TestGroupPath(t *testing.T) {
 		systemd     bool
 		asked, want string
 	}{
-		{false, "", "manis/id"},
 		{false, "/a/b", "/a/b"},
 		{false, "a", "a"},
 		{true, "system.slice:docker:abc", "/system.slice/docker-abc.scope"},
@@ -97,6 +96,9 @@ func TestGroupPath(t *testing.T) {
 		if got, err := a.groupPath("id", c.asked); got != c.want || err != nil {
 			t.Errorf("%q: %q, %v, want %q", c.asked, got, err, c.want)
 		}
+	}
+	if got, err := new(app).groupPath("id", ""); err != nil || !strings.HasSuffix(got, "manis/id") {
+		t.Errorf("none asked for: %q, %v", got, err)
 	}
 	for _, asked := range []string{"/a/b", "a:b", "x:y:z:w", "bad:y:z", "a--b.slice:y:z", "a/b.slice:y:z", "s.slice:p:"} {
 		if got, err := (&app{systemdCgroup: true}).groupPath("id", asked); err == nil {
