@@ -229,7 +229,7 @@ func (c *copying) stat(ctx context.Context, name string, follow bool) (*monitora
 	switch {
 	case grpcstatus.Code(err) == codes.NotFound:
 		return nil, nil
-	case err != nil && !c.lent && (lost(c.client) || grpcstatus.Code(err) == codes.Unavailable):
+	case err != nil && !c.lent && (lost(c.client) || grpcstatus.Code(err) == codes.Unavailable || grpcstatus.Code(err) == codes.Aborted):
 		return nil, errNotBegun
 	}
 	return st, err

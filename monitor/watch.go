@@ -12,6 +12,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"manis/api/agent"
 	"manis/api/monitor"
 )
@@ -124,6 +127,10 @@ func (f *front) CopyIn(ctx context.Context, req *monitor.CopyInRequest) (*monito
 func copyThrough[Resp any](ctx context.Context, f *front, r *round, token uint64, in bool, request func(context.Context, uint64) (Resp, error)) (resp Resp, err error) {
 	if token == 0 {
 		resp, err = request(ctx, 0)
+		if status.Code(err) == codes.NotFound && !f.copying && !r.running() {
+			// It is the container that the agent no longer has, and not the path.
+			return resp, status.Errorf(codes.Aborted, "container %s is not running", f.cfg.ID[:12])
+		}
 		return resp, wireError(err)
 	}
 	theirs, err := f.link.Claim(ctx, token)

@@ -121,7 +121,8 @@ func TestSnapshotNeedsNoTemplate(t *testing.T) {
 	w.load("box")
 	w.up("--name", "app", "box", "sleep", "1000")
 	w.ok("checkpoint", "--name", "warm", "app")
-	w.ok("template", "rm", "--all")
+	// Its machine may take a moment more to let go of the template.
+	eventually(t, "the template is nobody's", func() bool { return w.manis("template", "rm", "--all").code == 0 })
 	start := func(args ...string) string {
 		t.Helper()
 		p := w.terminal(args...)
