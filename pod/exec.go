@@ -78,6 +78,12 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 	if _, err := m.pod.sandbox.Exec(ctx, &agent.ExecRequest{Id: m.id, ExecId: x.id, Process: process}); err != nil {
 		return err
 	}
+	if process.Terminal {
+		// Engines set the size when they like; what changed before the proxy listened to the signal is seen here.
+		if size := x.streams.size(); size != nil && (uint32(size.Row) != process.Rows || uint32(size.Col) != process.Columns) {
+			m.resize(x.id, x.streams)
+		}
+	}
 	x.streams.pump()
 	go follow(x.proxy, x.done, func(signal uint32) {
 		if signal == uint32(unix.SIGWINCH) && x.streams.terminal {
