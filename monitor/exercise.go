@@ -45,7 +45,7 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 			t.Relinquish()
 		}
 		// Beside what is written: it is no machine of the pool, which would tidy up after it.
-		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"), true)
+		s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(filepath.Dir(pages.Name()), "run"))
 		if err != nil {
 			return nil, err
 		}

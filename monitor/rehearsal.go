@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -17,7 +16,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
 
 	"manis/api/agent"
 	"manis/container"
@@ -131,91 +129,6 @@ func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *
 	}
 	if exit.ExitCode != 0 {
 		fmt.Fprintf(os.Stderr, "a part of the rehearsal failed, which makes starts slower: %s\n", said.text())
-	}
-	if err := s.sandbox.RemoveContainer(ctx, containerID); err != nil || !s.shared {
-		return err
-	}
-	return s.rehearseShared(ctx, request)
-}
-
-// sharedRoot is the entry of the share of host directories that is a container's root in a rehearsal, and
-// sharedFile one that is a file in it.
-const (
-	sharedRoot = "root"
-	sharedFile = "file"
-)
-
-// share prepares what the host's directories are tried with.
-func (s *Standby) share(vm vmm.Config) (vmm.Config, error) {
-	root := filepath.Join(s.dir, "shared")
-	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
-		return vm, err
-	}
-	if err := copyProgram(filepath.Join(root, rehearsalProgram)); err != nil {
-		return vm, err
-	}
-	file := filepath.Join(s.dir, "file")
-	if err := os.WriteFile(file, []byte("127.0.0.1 localhost\n"), 0o644); err != nil {
-		return vm, err
-	}
-	// The jail's mounts hide what else is in its directory.
-	vm.RunDir = filepath.Join(s.dir, "vm")
-	if err := os.Mkdir(vm.RunDir, 0o700); err != nil {
-		return vm, err
-	}
-	vm.Shares = slices.Clone(vm.Shares)
-	for i := range vm.Shares {
-		if vm.Shares[i].Tag == bindsTag {
-			vm.Shares[i].Entries = []vmm.ShareEntry{{Name: sharedRoot, HostPath: root}, {Name: sharedFile, HostPath: file, File: true}}
-			vm.Shares[i].Grows = true // as a pod's
-			s.shared = true
-		}
-	}
-	return vm, nil
-}
-
-func copyProgram(path string) error {
-	program, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return err
-	}
-	defer program.Close()
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(f, program)
-	return errors.Join(err, f.Close())
-}
-
-// rehearseShared runs a container as engines have them: its root, and files in it, are the host's.
-func (s *Standby) rehearseShared(ctx context.Context, like *agent.CreateContainerRequest) error {
-	setup := s.setup()
-	setup.Shares = []*agent.Share{{Tag: bindsTag}}
-	if err := s.sandbox.Claim(ctx, sandbox.Config{Setup: setup}); err != nil {
-		return err
-	}
-	request := proto.Clone(like).(*agent.CreateContainerRequest)
-	request.Rootfs = &agent.RootFS{Share: bindsTag + "/" + sharedRoot}
-	request.KeepMountOrder, request.FindCommand = true, true
-	request.Files = nil
-	for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
-		request.Mounts = append(request.Mounts, &agent.Mount{
-			Destination: "/etc/" + name, Type: "share", Source: bindsTag + "/" + sharedFile, Options: []string{"rbind", "rprivate"},
-		})
-	}
-	var said words
-	if err := s.streams(request.Process, &said); err != nil {
-		return err
-	}
-	if _, err := s.sandbox.CreateContainer(ctx, request); err != nil {
-		return err
-	}
-	if _, err := s.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: containerID}); err != nil {
-		return err
-	}
-	if _, err := s.sandbox.Wait(ctx, containerID, ""); err != nil {
-		return err
 	}
 	return s.sandbox.RemoveContainer(ctx, containerID)
 }

@@ -41,7 +41,6 @@ type Standby struct {
 	setups    int
 	dir       string // with the rehearsal's disks
 	pool      string // the directory of the pool that it belongs to; empty: none
-	shared    bool   // there is a container's root among its shares
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration, whose machine
@@ -273,7 +272,7 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 		t.Close()
 		return nil, err
 	}
-	s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(places.Pool(), place.StandbyDir(os.Getpid())), false)
+	s, err := cloneStandby(ctx, driver, t, vm, filepath.Join(places.Pool(), place.StandbyDir(os.Getpid())))
 	if err != nil {
 		pool.Leave(places.Pool())
 		return nil, err
@@ -290,8 +289,8 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 }
 
 // cloneStandby clones a template, which belongs to the machine from then on. What the machine needs of
-// files is in dir, which is made. shared gives it something to rehearse the use of the host's directories with.
-func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template, vm vmm.Config, dir string, shared bool) (_ *Standby, err error) {
+// files is in dir, which is made.
+func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template, vm vmm.Config, dir string) (_ *Standby, err error) {
 	s := &Standby{template: t, key: t.Info.Key, tap: vm.NIC.Tap != nil}
 	defer func() {
 		if err != nil {
@@ -304,11 +303,6 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 		return nil, err
 	}
 	vm.RunDir, vm.CodeCache = s.dir, standbyCode
-	if shared {
-		if vm, err = s.share(vm); err != nil {
-			return nil, err
-		}
-	}
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
