@@ -33,7 +33,17 @@ func (b *bench) engines(ctx context.Context) error {
 	e := &engine{ctx: ctx, bench: b, args: []string{path, "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--cgroup-manager", "cgroupfs", "--events-backend", "none"}}
 	defer os.RemoveAll(dir)
 	defer e.do("rm", "-af", "-t", "0")
-	if err := e.do("pull", "-q", "oci:"+b.w.layout); err != nil {
+	// Podman makes a name of the path, and takes none with a dot in front.
+	plain, err := os.MkdirTemp("/tmp", "manis-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(plain)
+	link := filepath.Join(plain, "layout")
+	if err := os.Symlink(b.w.layout, link); err != nil {
+		return err
+	}
+	if err := e.do("pull", "-q", "oci:"+link); err != nil {
 		b.skip(section, "podman", err)
 		return ctx.Err()
 	}
