@@ -177,7 +177,8 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if st.Group, err = a.groupPath(id, asked); err != nil {
 		return nil, err
 	}
-	// Before there is anything that would have to be found by it.
+	// Before there is anything that would have to be found by it: from here on delete does, should this
+	// process be killed.
 	if err := a.store.save(st); err != nil {
 		return nil, err
 	}
@@ -192,10 +193,6 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	undo = append(undo, func() { removeGroup(st.Group) })
-	// From here on delete finds what is there, should this process be killed.
-	if err := a.store.save(st); err != nil {
-		return nil, err
-	}
 	if hooks := st.Hooks; hooks != nil {
 		creating := st.specState(specs.StateCreating)
 		for _, h := range []struct {

@@ -38,7 +38,7 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 	if err == nil {
 		err = m.need("exec in", specs.StateRunning)
 	}
-	if err == nil && !r.IgnorePaused && m.report().Status == "paused" {
+	if err == nil && !r.IgnorePaused && m.isPaused() {
 		err = fmt.Errorf("%w: cannot exec in a paused container", ErrState)
 	}
 	if err != nil {
@@ -85,16 +85,7 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 		}
 	}
 	x.streams.pump()
-	go follow(x.proxy, x.done, func(signal uint32) {
-		if signal == uint32(unix.SIGWINCH) && x.streams.terminal {
-			m.resize(x.id, x.streams)
-			return
-		}
-		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: x.id, Signal: signal})
-	}, func() {
-		x.streams.abandon()
-		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: x.id, Signal: uint32(unix.SIGKILL)})
-	})
+	go m.obey(x.proxy, x.done, x.id, x.streams)
 	go m.await(x)
 	return nil
 }

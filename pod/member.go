@@ -46,6 +46,12 @@ func (m *member) is(s specs.ContainerState) bool {
 	return m.status == s
 }
 
+func (m *member) isPaused() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status == specs.StateRunning && m.paused
+}
+
 // need fails when the container is in none of these states.
 func (m *member) need(what string, states ...specs.ContainerState) error {
 	m.mu.Lock()
@@ -58,11 +64,7 @@ func (m *member) need(what string, states ...specs.ContainerState) error {
 	return fmt.Errorf("%w: cannot %s a container that is %s", ErrState, what, m.status)
 }
 
-// connect gives a process the container's streams.
-func (m *member) connect(process *agent.Process) error {
-	return attach(process, m.streams, m.pod.sandbox)
-}
-
+// attach gives a process its streams.
 func attach(process *agent.Process, s *streams, sandbox *sandbox.Sandbox) error {
 	tokens, err := s.connect(sandbox.Stream)
 	if err != nil {
@@ -157,17 +159,18 @@ func (m *member) end(code int) {
 // removeTime bounds the guest's work at the end of a container.
 const removeTime = 10 * time.Second
 
-// obey carries out what the container's proxy is told by signals. Its death is the container's.
-func (m *member) obey() {
-	follow(m.proxy, m.done, func(signal uint32) {
-		if signal == uint32(unix.SIGWINCH) && m.streams.terminal {
-			m.resize("", m.streams)
+// obey carries out what the proxy of a process (execID "": the first one) is told by signals, until the
+// process has ended. The proxy's death is the process's.
+func (m *member) obey(proxy *os.File, done <-chan struct{}, execID string, s *streams) {
+	follow(proxy, done, func(signal uint32) {
+		if signal == uint32(unix.SIGWINCH) && s.terminal {
+			m.resize(execID, s)
 			return
 		}
-		m.signal(context.Background(), &SignalRequest{ID: m.id, Signal: signal})
+		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: execID, Signal: signal})
 	}, func() {
-		m.streams.abandon()
-		m.signal(context.Background(), &SignalRequest{ID: m.id, Signal: uint32(unix.SIGKILL)})
+		s.abandon()
+		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: execID, Signal: uint32(unix.SIGKILL)})
 	})
 }
 

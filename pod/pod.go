@@ -110,7 +110,7 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 	if err != nil {
 		return err
 	}
-	if err := m.connect(plan.Create.Process); err != nil {
+	if err := attach(plan.Create.Process, m.streams, p.sandbox); err != nil {
 		m.streams.close()
 		return err
 	}
@@ -123,7 +123,7 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 	}
 	m.streams.pump()
 	m.set(specs.StateCreated)
-	go m.obey()
+	go m.obey(m.proxy, m.done, "", m.streams)
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/place"
+	"manis/pool"
 )
 
 // Word is the argument by which the program that starts pods runs Main.
@@ -96,7 +97,8 @@ func serve(ctx context.Context, dir string) error {
 // answer serves one connection.
 func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
-	if !own(conn) {
+	// Only the same user's, or root's.
+	if uid, err := pool.Peer(conn); err != nil || uid != 0 && uid != os.Geteuid() {
 		return
 	}
 	var r request
@@ -129,69 +131,44 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 			a.Kind = kindState
 		}
 	}
-	if send(conn, a) != nil && r.Verb == "create" && err == nil {
+	orphan := ctx.Err() != nil // its creator has died meanwhile
+	if failed := send(conn, a) != nil; r.Verb == "create" && err == nil && (failed || orphan) {
 		p.abandon(r.Body)
 	}
 }
 
 // abandon removes a container whose creator has died: nobody else knows of it.
 func (p *Pod) abandon(body []byte) {
-	var c CreateRequest
-	if json.Unmarshal(body, &c) != nil {
-		return
-	}
-	if m, err := p.member(c.ID); err == nil {
+	if m, err := p.named(body); err == nil {
 		p.remove(m)
 	}
 }
 
-// own reports whether the other end is of the same user, or root.
-func own(conn *net.UnixConn) bool {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var cred *unix.Ucred
-	raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return err == nil && cred != nil && (cred.Uid == 0 || int(cred.Uid) == os.Geteuid())
-}
-
 // carryOut does what a request asks for. It owns the files.
 func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, error) {
-	switch r.Verb {
-	case "create":
+	if r.Verb == "create" {
 		var c CreateRequest
 		if err := json.Unmarshal(r.Body, &c); err != nil {
 			closeAll(files)
 			return nil, err
 		}
-		err := p.create(ctx, &c, files)
-		if m, merr := p.member(c.ID); err == nil && merr == nil && ctx.Err() != nil {
-			err = errors.Join(ctx.Err(), p.remove(m))
-		}
-		return nil, err
-	case "exec":
+		return nil, p.create(ctx, &c, files)
+	}
+	m, err := p.named(r.Body)
+	if err == nil && r.Verb == "exec" {
 		var e ExecRequest
-		if err := json.Unmarshal(r.Body, &e); err != nil {
-			closeAll(files)
-			return nil, err
+		if err = json.Unmarshal(r.Body, &e); err == nil {
+			return nil, m.exec(ctx, &e, files)
 		}
-		m, err := p.member(e.ID)
-		if err != nil {
-			closeAll(files)
-			return nil, err
-		}
-		return nil, m.exec(ctx, &e, files)
 	}
 	closeAll(files)
+	if err != nil {
+		return nil, err
+	}
 	switch r.Verb {
 	case "update":
 		var u UpdateRequest
 		if err := json.Unmarshal(r.Body, &u); err != nil {
-			return nil, err
-		}
-		m, err := p.member(u.ID)
-		if err != nil {
 			return nil, err
 		}
 		return nil, m.update(ctx, &u)
@@ -200,21 +177,7 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 		if err := json.Unmarshal(r.Body, &s); err != nil {
 			return nil, err
 		}
-		m, err := p.member(s.ID)
-		if err != nil {
-			return nil, err
-		}
 		return nil, m.signal(ctx, &s)
-	}
-	var name ref
-	if err := json.Unmarshal(r.Body, &name); err != nil {
-		return nil, err
-	}
-	m, err := p.member(name.ID)
-	if err != nil {
-		return nil, err
-	}
-	switch r.Verb {
 	case "start":
 		return nil, m.start(ctx)
 	case "pause":
@@ -234,4 +197,13 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 		return nil, p.remove(m)
 	}
 	return nil, fmt.Errorf("a pod has no verb %q", r.Verb)
+}
+
+// named finds the container that a request is about: all name it in the same way.
+func (p *Pod) named(body []byte) (*member, error) {
+	var r ref
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, err
+	}
+	return p.member(r.ID)
 }
