@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -47,7 +48,7 @@ func (b *bench) engines(ctx context.Context) error {
 		b.skip(section, "podman", err)
 		return ctx.Err()
 	}
-	out, err := e.command("images", "-q").Output()
+	out, err := e.command(ctx, "images", "-q").Output()
 	image := strings.TrimSpace(string(out))
 	if err != nil || image == "" {
 		b.skip(section, "podman", fmt.Errorf("find the image: %w", err))
@@ -90,32 +91,20 @@ type engine struct {
 	args  []string
 }
 
-func (e *engine) command(args ...string) *exec.Cmd {
-	return exec.CommandContext(e.ctx, e.args[0], append(append([]string(nil), e.args[1:]...), args...)...)
+func (e *engine) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, e.args[0], append(slices.Clone(e.args[1:]), args...)...)
 }
 
 func (e *engine) do(args ...string) error {
 	ctx, cancel := context.WithTimeout(e.ctx, engineTime)
 	defer cancel()
-	cmd := e.command(args...)
+	cmd := e.command(ctx, args...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	done := make(chan error, 1)
-	if err := cmd.Start(); err != nil {
-		return err
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("podman %s: %w: %s", strings.Join(args, " "), errors.Join(err, ctx.Err()), bytes.TrimSpace(said.Bytes()))
 	}
-	go func() { done <- cmd.Wait() }()
-	select {
-	case err := <-done:
-		if err != nil {
-			return fmt.Errorf("podman %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(said.Bytes()))
-		}
-		return nil
-	case <-ctx.Done():
-		cmd.Process.Kill()
-		<-done
-		return fmt.Errorf("podman %s: %w", strings.Join(args, " "), ctx.Err())
-	}
+	return nil
 }
 
 // await waits until no machine is exercised any more.

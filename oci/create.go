@@ -243,7 +243,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		}
 	}
 	if o.pidFile != "" {
-		if err := writeFile(o.pidFile, strconv.Itoa(st.PID)); err != nil {
+		if err := writeFile(o.pidFile, []byte(strconv.Itoa(st.PID)), 0o644); err != nil {
 			return nil, fmt.Errorf("write the pid file: %w", err)
 		}
 	}

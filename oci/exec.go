@@ -125,7 +125,7 @@ func (a *app) exec(cmd *cobra.Command, id string, args []string, o *execution) (
 		err = sendTerminal(ctx, o.consoleSocket, master)
 	}
 	if err == nil && o.pidFile != "" {
-		err = writeFile(o.pidFile, strconv.Itoa(proxy.Process.Pid))
+		err = writeFile(o.pidFile, []byte(strconv.Itoa(proxy.Process.Pid)), 0o644)
 	}
 	if err != nil {
 		proxy.Process.Kill()

@@ -134,9 +134,9 @@ func (t *tail) String() string {
 }
 
 // writeFile writes a small file so that readers find all of it or nothing.
-func writeFile(path, content string) error {
+func writeFile(path string, content []byte, mode os.FileMode) error {
 	temp := path + ".new"
-	if err := os.WriteFile(temp, []byte(content), 0o644); err != nil {
+	if err := os.WriteFile(temp, content, mode); err != nil {
 		return err
 	}
 	return os.Rename(temp, path)

@@ -90,12 +90,7 @@ func (s *store) save(st *state) error {
 	if err != nil {
 		return err
 	}
-	path := s.file(st.ID)
-	temp := path + ".new"
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		return fmt.Errorf("write the container's state: %w", err)
-	}
-	if err := os.Rename(temp, path); err != nil {
+	if err := writeFile(s.file(st.ID), b, 0o600); err != nil {
 		return fmt.Errorf("write the container's state: %w", err)
 	}
 	return nil

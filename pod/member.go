@@ -2,7 +2,6 @@ package pod
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -27,11 +26,10 @@ type member struct {
 	streams *streams
 	done    chan struct{} // closed when it has stopped
 
-	mu        sync.Mutex
-	status    specs.ContainerState
-	paused    bool
-	startedAt time.Time
-	execs     map[string]*execution
+	mu     sync.Mutex
+	status specs.ContainerState
+	paused bool
+	execs  map[string]*execution
 }
 
 func (m *member) set(s specs.ContainerState) {
@@ -99,7 +97,7 @@ func (m *member) start(ctx context.Context) error {
 		return err
 	}
 	m.mu.Lock()
-	m.status, m.startedAt = specs.StateRunning, time.Now().UTC()
+	m.status = specs.StateRunning
 	m.mu.Unlock()
 	go m.wait()
 	return nil
@@ -273,7 +271,7 @@ func (m *member) resume(ctx context.Context) error {
 func (m *member) report() *Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s := &Status{Status: m.status, StartedAt: m.startedAt, Boot: m.pod.boot, Trace: json.RawMessage(m.pod.spans.JSON())}
+	s := &Status{Status: m.status}
 	for _, x := range m.execs {
 		s.ExecPIDs = append(s.ExecPIDs, x.pid)
 	}
@@ -283,9 +281,6 @@ func (m *member) report() *Status {
 		s.Status = specs.StateCreated
 	case m.status == specs.StateRunning && m.paused:
 		s.Status = "paused"
-	}
-	if vm := m.pod.sandbox; vm != nil && m.status != specs.StateStopped {
-		s.VMPID = vm.VM().Info().PID
 	}
 	return s
 }

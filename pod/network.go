@@ -1,23 +1,19 @@
 package pod
 
 import (
-	"context"
 	"fmt"
 	"os"
 
 	"manis/network/netns"
 	"manis/sandbox"
-	"manis/trace"
 	"manis/vmm"
 )
 
 // network makes the machine take over what is in a network namespace.
-func (p *Pod) network(ctx context.Context, path string, config *sandbox.Config) error {
+func (p *Pod) network(path string, config *sandbox.Config) error {
 	if path == "" {
 		return nil
 	}
-	_, span := trace.Start(ctx, "network")
-	defer span.End()
 	ns, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open the container's network namespace: %w", err)

@@ -18,7 +18,6 @@ import (
 	"manis/monitor"
 	"manis/place"
 	"manis/sandbox"
-	"manis/trace"
 	"manis/vmm"
 )
 
@@ -32,7 +31,6 @@ const (
 type Pod struct {
 	places *place.Places
 	dir    string // of its own, for the machine's sockets
-	spans  *trace.Recorder
 
 	// making is held while a container is being made: the first one makes the machine.
 	making sync.Mutex
@@ -42,13 +40,12 @@ type Pod struct {
 	members  map[string]*member
 	sandbox  *sandbox.Sandbox
 	releases []func()
-	boot     string
 	// ended is closed when the last container has gone.
 	ended chan struct{}
 }
 
 func newPod(places *place.Places, dir string) *Pod {
-	return &Pod{places: places, dir: dir, spans: trace.NewRecorder(), members: make(map[string]*member), ended: make(chan struct{})}
+	return &Pod{places: places, dir: dir, members: make(map[string]*member), ended: make(chan struct{})}
 }
 
 // create makes a container, and with the first one the machine. It owns the files.
@@ -74,8 +71,6 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 			p.drop(m)
 		}
 	}()
-	ctx, span := trace.Start(trace.With(ctx, p.spans), "create")
-	defer span.End()
 	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
 		return err
 	}
@@ -114,10 +109,7 @@ func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) (e
 		m.streams.close()
 		return err
 	}
-	rootCtx, rootSpan := trace.Start(ctx, "rootfs")
-	_, err = p.sandbox.CreateContainer(rootCtx, plan.Create)
-	rootSpan.End()
-	if err != nil {
+	if _, err = p.sandbox.CreateContainer(ctx, plan.Create); err != nil {
 		m.streams.close()
 		return err
 	}
@@ -185,7 +177,7 @@ func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan, en
 			Shares: []*agent.Share{{Tag: bindsTag}}, Network: &agent.Network{},
 		},
 	}
-	if err := p.network(ctx, r.Netns, &config); err != nil {
+	if err := p.network(r.Netns, &config); err != nil {
 		p.release()
 		return err
 	}
@@ -196,7 +188,7 @@ func (p *Pod) start(ctx context.Context, r *CreateRequest, plan *bundle.Plan, en
 	}
 	p.releases = append(p.releases, m.Release)
 	p.mu.Lock()
-	p.sandbox, p.boot = m.Sandbox, m.Boot
+	p.sandbox = m.Sandbox
 	p.mu.Unlock()
 	go p.watch()
 	return nil

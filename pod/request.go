@@ -3,7 +3,6 @@ package pod
 import (
 	"encoding/json"
 	"errors"
-	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -92,15 +91,8 @@ type ref struct{ ID string }
 type Status struct {
 	// Status is created, running, paused or stopped, as the OCI runtime specification has it.
 	Status specs.ContainerState
-	// VMPID is the process of the virtual machine.
-	VMPID     int
-	StartedAt time.Time
 	// ExecPIDs are the processes on the host that stand for further ones in the container.
 	ExecPIDs []int
-	// Boot says where the machine came from.
-	Boot string
-	// Trace are the spans of the creation, JSON.
-	Trace json.RawMessage `json:",omitempty"`
 }
 
 // Usage are a container's counters.

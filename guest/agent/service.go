@@ -20,7 +20,6 @@ const maxContainers = 512
 
 // service answers the host's requests.
 type service struct {
-	shares  []string // that are mounted, by tag
 	version string
 	port    *port
 	guest   *wire.Server // of the present session

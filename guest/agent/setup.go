@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -53,8 +52,10 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if err := s.connect(r.Network); err != nil {
 		return nil, err
 	}
-	if err := s.mountShares(r.Shares); err != nil {
-		return nil, err
+	for _, share := range r.Shares {
+		if err := mountShare(share.Tag); err != nil {
+			return nil, err
+		}
 	}
 	if err := limitContainers(); err != nil {
 		return nil, err
@@ -160,31 +161,6 @@ func sysctlPath(key string) (string, bool) {
 	return path, true
 }
 
-// mountShares mounts those that are not mounted yet.
-func (s *service) mountShares(wanted []*api.Share) error {
-	for _, share := range wanted {
-		if slices.Contains(s.shares, share.Tag) {
-			continue
-		}
-		if err := mountShare(share.Tag); err != nil {
-			return err
-		}
-		s.shares = append(s.shares, share.Tag)
-	}
-	return nil
-}
-
-func (s *service) unmountShares() error {
-	for len(s.shares) > 0 {
-		tag := s.shares[len(s.shares)-1]
-		if err := unix.Unmount(sharesDir+"/"+tag, 0); err != nil {
-			return fmt.Errorf("unmount share %q: %w", tag, err)
-		}
-		s.shares = s.shares[:len(s.shares)-1]
-	}
-	return nil
-}
-
 // mountShare mounts a 9p export where containers' mounts of type "share" are
 // taken from.
 func mountShare(tag string) error {
@@ -222,12 +198,6 @@ func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty,
 	defer s.mu.Unlock()
 	if len(s.containers) > 0 && !r.KeepContainers {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox has a container"))
-	}
-	if len(s.containers) == 0 {
-		// The next session's are others.
-		if err := s.unmountShares(); err != nil {
-			return nil, err
-		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, parkTime)
 	defer cancel()
