@@ -9,8 +9,8 @@ export CGO_ENABLED = 0
 BUILD   := $(GO) build -trimpath
 LDFLAGS := -s -w -X manis/version.Version=$(VERSION)
 
-.PHONY: run test build binaries guest kernel initramfs install setup setup-test \
-	check unit e2e validation podman docker bench bench-startup bench-gate bench-accept soak fuzz docs clean
+.PHONY: run test build binaries guest kernel initramfs install node-image setup setup-test \
+	check unit e2e validation podman docker containerd critest kubernetes kubernetes-ground kubernetes-many kubernetes-scale kubernetes-ready kubernetes-e2e bench bench-startup bench-gate bench-accept soak fuzz breakout docs clean
 
 # A first container in a VM, on a fresh machine, with no registry at hand.
 run: setup build
@@ -26,7 +26,7 @@ build: binaries guest
 
 binaries:
 	@mkdir -p bin
-	$(BUILD) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/manis ./cmd/manisd
+	$(BUILD) -ldflags "$(LDFLAGS)" -o bin/ ./cmd/manis ./cmd/manis-trust ./cmd/manisd ./cmd/containerd-shim-manis-v2 ./cmd/manis-node
 
 # The guest image: kernel (minutes, once) and initramfs, where bin/manis finds them.
 guest: kernel initramfs
@@ -38,10 +38,15 @@ initramfs:
 	@mkdir -p build guest/image
 	$(BUILD) -ldflags "-s -w -X manis/version.Version=$(VERSION)" -o build/manis-agent ./cmd/manis-agent
 	@$(GO) run ./guest/initramfs/mkinitramfs -o guest/image/initramfs build/manis-agent
+	$(BUILD) -ldflags "-s -w" -o build/manis-agent-confidential ./cmd/manis-agent-confidential
+	@$(GO) run ./guest/initramfs/mkinitramfs -o guest/image/initramfs-confidential build/manis-agent-confidential
 
 install:
 	install -D -m 755 bin/manis $(DESTDIR)$(PREFIX)/bin/manis
+	install -D -m 755 bin/manis-trust $(DESTDIR)$(PREFIX)/bin/manis-trust
 	install -D -m 755 bin/manisd $(DESTDIR)$(PREFIX)/bin/manisd
+	install -D -m 755 bin/containerd-shim-manis-v2 $(DESTDIR)$(PREFIX)/bin/containerd-shim-manis-v2
+	install -D -m 755 bin/manis-node $(DESTDIR)$(PREFIX)/bin/manis-node
 	@for kind in system user; do \
 		install -d $(DESTDIR)$(PREFIX)/lib/systemd/$$kind && \
 		for unit in manisd.service manisd.socket; do \
@@ -51,6 +56,14 @@ install:
 	install -D -m 644 deploy/manisd.json $(DESTDIR)$(PREFIX)/share/doc/manis/manisd.json
 	install -D -m 644 guest/image/vmlinuz $(DESTDIR)$(PREFIX)/lib/manis/vmlinuz
 	install -D -m 644 guest/image/initramfs $(DESTDIR)$(PREFIX)/lib/manis/initramfs
+	install -D -m 644 guest/image/bzImage $(DESTDIR)$(PREFIX)/lib/manis/bzImage
+	install -D -m 644 guest/image/initramfs-confidential $(DESTDIR)$(PREFIX)/lib/manis/initramfs-confidential
+
+# The image of the DaemonSet that installs Manis on nodes: an OCI layout, and the same packed.
+node-image: build
+	@$(GO) run ./deploy/image -o build/manis-node -tag "$(VERSION)"
+	@tar -C build/manis-node -cf build/manis-node.tar .
+	@echo "build/manis-node.tar is docker.io/library/manis-node:$(VERSION)"
 
 # Everything needed to trust a change.
 test: setup-test build check unit e2e
@@ -69,7 +82,7 @@ unit:
 
 # The whole product, as its users run it.
 e2e:
-	$(GO) test -count=1 -timeout 30m $$($(GO) list ./test/... | grep -v -e '^manis/test/podman$$' -e '^manis/test/docker$$')
+	$(GO) test -count=1 -timeout 30m $$($(GO) list ./test/... | grep -v -e '^manis/test/podman$$' -e '^manis/test/docker$$' -e '^manis/test/containerd$$' -e '^manis/test/kubernetes$$' -e '^manis/test/helm$$')
 
 # Engines with Manis as their runtime. They need root, and are given namespaces of their own.
 podman:
@@ -81,6 +94,60 @@ docker:
 	@scripts/setup docker
 	@$(MAKE) -s build
 	$(GO) test -count=1 -parallel 2 -timeout 20m ./test/docker
+
+# containerd and its CRI with Manis as their runtime: built from the module proxy, once.
+containerd:
+	@scripts/setup containerd
+	@$(MAKE) -s build
+	$(GO) test -count=1 -timeout 20m ./test/containerd
+
+# The community's validation suite of CRI, which is not part of this repository: make critest CRITEST=/path/to/critest
+critest:
+	@test -x "$(CRITEST)" || { echo "make critest CRITEST=/path/to/critest (of the project cri-tools)" >&2; exit 1; }
+	@scripts/setup containerd
+	@$(MAKE) -s build
+	MANIS_CRITEST="$(abspath $(CRITEST))" MANIS_CRITEST_RESULTS="$(CURDIR)/test/containerd/results" \
+		$(GO) test -count=1 -timeout 60m -run TestCommunity -v ./test/containerd
+
+# A Kubernetes of one node with Manis as a RuntimeClass, and the chart with Helm: built from the module proxy, once, in some ten minutes.
+kubernetes:
+	@scripts/setup kubernetes
+	@$(MAKE) -s build
+	$(GO) test -count=1 -timeout 90m ./test/kubernetes ./test/helm
+
+# Long forms of it, whose results are in test/kubernetes/results: PODS together and STARTS in a row; a deployment that grows to REPLICAS; the time to
+# ready in ROUNDS, beside runc; and Kubernetes' own tests (test/kubernetes/conformance.txt) for each of E2E_RUNTIMES and
+# E2E_PARTS, FOCUS being other ones of a part's.
+PODS ?= 110
+STARTS ?= 500
+REPLICAS ?= 8
+E2E_RUNTIMES ?= runc manis
+E2E_PARTS ?= node storage network apps
+FOCUS ?=
+KUBERNETES_LONG = MANIS_KUBERNETES_RESULTS="$(CURDIR)/test/kubernetes/results" $(GO) test -count=1 -timeout 8h -v ./test/kubernetes
+
+kubernetes-many kubernetes-scale kubernetes-ready kubernetes-e2e: kubernetes-ground
+kubernetes-ground:
+	@scripts/setup kubernetes
+	@$(MAKE) -s build
+
+kubernetes-many:
+	MANIS_PODS=$(PODS) MANIS_STARTS=$(STARTS) $(KUBERNETES_LONG) -run 'TestMany|TestInARow'
+
+kubernetes-scale:
+	MANIS_REPLICAS=$(REPLICAS) $(KUBERNETES_LONG) -run TestScale
+
+kubernetes-ready:
+	MANIS_READY_ROUNDS=$(ROUNDS) $(KUBERNETES_LONG) -run TestReadyTime
+
+kubernetes-e2e:
+	@failed=; for r in $(E2E_RUNTIMES); do for p in $(E2E_PARTS); do \
+		MANIS_E2E_RUNTIME=$$r MANIS_E2E_PART=$$p MANIS_E2E_FOCUS='$(FOCUS)' $(KUBERNETES_LONG) -run TestUpstream || failed=1; \
+	done; done; test -z "$$failed"
+
+# What a hostile container and a replaced agent try against the host. A part of e2e.
+breakout: setup-test build
+	$(GO) test -count=1 -timeout 20m -run 'TestBreakOut|TestOutputFlood|TestForkBomb|TestMemoryHog|TestTerminalEscapes' ./test/e2e
 
 # The OCI validation suite, whose results are docs/VALIDATION.md. Needs root.
 validation: setup-test build
@@ -107,8 +174,8 @@ SOAK ?= 1000
 soak: setup-test build
 	$(GO) run ./test/soak/cmd -n $(SOAK)
 
-# FUZZTIME per target.
-FUZZTIME ?= 20s
+# Every fuzz target in turn, FUZZTIME each.
+FUZZTIME ?= 10m
 fuzz:
 	@scripts/fuzz $(FUZZTIME)
 

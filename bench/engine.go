@@ -10,7 +10,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
+
+	"manis/place"
 )
 
 // engineTime is the longest that one command of an engine may take.
@@ -57,24 +60,56 @@ func (b *bench) engines(ctx context.Context) error {
 	// Limits that a host without CAP_SYS_RESOURCE lets runc set. In a machine they are the guest's.
 	limits := []string{"--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"}
 	binary := b.manis.binary
-	for _, network := range []struct{ metric, mode string }{{"podman run, no network", "none"}, {"podman run, on a bridge", "bridge"}} {
+	networks := []struct{ metric, mode string }{{"podman run, no network", "none"}, {"podman run, on a bridge", "bridge"}}
+	// start has the engine start a container, in this round.
+	start := func(metric, mode, name, runtime string, round int) error {
+		b.progress(fmt.Sprintf("%s, round %d of %d: %s", metric, round+1, b.rounds, name))
+		begin := time.Now()
+		err := e.do(append(append([]string{"--runtime", runtime, "run", "--rm", "--network", mode}, limits...), image, "true")...)
+		if err != nil {
+			b.skip(section, name, err)
+			b.progress("")
+			return err
+		}
+		if round >= 0 {
+			b.add(section, metric, name, "ms", false, float64(time.Since(begin).Microseconds())/1000)
+		}
+		return nil
+	}
+	for _, network := range networks {
 		for round := -warmups; round < b.rounds; round++ {
 			for _, s := range []struct{ name, runtime string }{{"runc", "runc"}, {"manis", binary}} {
-				b.progress(fmt.Sprintf("%s, round %d of %d: %s", network.metric, round+1, b.rounds, s.name))
-				begin := time.Now()
-				err := e.do(append(append([]string{"--runtime", s.runtime, "run", "--rm", "--network", network.mode}, limits...), image, "true")...)
-				if err != nil {
-					b.skip(section, s.name, err)
-					b.progress("")
+				if start(network.metric, network.mode, s.name, s.runtime, round) != nil {
 					return ctx.Err()
-				}
-				if round >= 0 {
-					b.add(section, network.metric, s.name, "ms", false, float64(time.Since(begin).Microseconds())/1000)
 				}
 			}
 			if round == -1 {
 				// What the second start of a size prepares in the background is for those that follow.
 				e.await()
+			}
+		}
+	}
+	// Where machines wait every start takes one, so these come by themselves.
+	const name = "manis, pool"
+	p, err := enginePool(b.manis)
+	if err != nil {
+		b.skip(section, name, err)
+		return ctx.Err()
+	}
+	defer p.stop()
+	for _, network := range networks {
+		for round := -warmups; round < b.rounds; round++ {
+			p.daemon.Process.Signal(syscall.SIGCONT)
+			// The first start has the pool know that engines want machines.
+			if round > -warmups {
+				if err := p.fill(ctx); err != nil {
+					b.skip(section, name, err)
+					return ctx.Err()
+				}
+				p.daemon.Process.Signal(syscall.SIGSTOP)
+			}
+			if start(network.metric, network.mode, name, binary, round) != nil {
+				return ctx.Err()
 			}
 		}
 	}
@@ -84,6 +119,22 @@ func (b *bench) engines(ctx context.Context) error {
 
 // warmups are starts that are not counted: the first builds a template, the second has it exercised.
 const warmups = 3
+
+// enginePool starts the daemon where the binary that engines start looks for it. Of each kind one machine waits: that of
+// `manis run`, and that of engines once they have asked.
+func enginePool(m *manis) (*pooled, error) {
+	places, err := place.Find("", "")
+	if err != nil {
+		return nil, err
+	}
+	plain := *m
+	plain.env = os.Environ()
+	p, err := startPool(&plain, filepath.Dir(places.Pool()), 1)
+	if err == nil {
+		p.size = 2
+	}
+	return p, err
+}
 
 type engine struct {
 	ctx   context.Context

@@ -157,7 +157,7 @@ func run(ctx context.Context, args []string) error {
 	for _, s := range []struct {
 		name    string
 		measure func(context.Context) error
-	}{{"start", b.start}, {"application", b.application}, {"engine", b.engines}, {"burst", b.bursts}, {"density", b.density}, {"memory", b.memory}, {"files", b.files}, {"network", b.net}, {"stdio", b.streams}} {
+	}{{"start", b.start}, {"application", b.application}, {"engine", b.engines}, {"burst", b.bursts}, {"density", b.density}, {"memory", b.memory}, {"files", b.files}, {"network", b.net}, {"namespace", b.namespace}, {"stdio", b.streams}} {
 		if slices.Contains(o.sections, s.name) {
 			if err := s.measure(ctx); err != nil {
 				return err

@@ -128,7 +128,7 @@ func (o *oci) spec(t task) *specs.Spec {
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: "/volume", Type: "bind", Source: t.volume, Options: []string{"rbind", "ro"}})
 	}
 	if t.port == 0 {
-		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.netns})
 	}
 	if rules, err := seccomp.Default().Resolve(seccomp.Target{GOARCH: runtime.GOARCH, Capabilities: caps}); err == nil {
 		s.Linux.Seccomp = rules

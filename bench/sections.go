@@ -18,7 +18,7 @@ import (
 )
 
 // sectionNames in the order in which they are measured and shown.
-var sectionNames = []string{"start", "application", "engine", "burst", "density", "memory", "image", "files", "network", "stdio"}
+var sectionNames = []string{"start", "application", "engine", "burst", "density", "memory", "image", "files", "network", "namespace", "stdio"}
 
 var titles = map[string]string{
 	"start":       "Start of a container",
@@ -30,19 +30,21 @@ var titles = map[string]string{
 	"image":       "Image",
 	"files":       "File reads",
 	"network":     "Network",
+	"namespace":   "Network of an engine's",
 	"stdio":       "Standard streams",
 }
 
 var about = map[string]string{
 	"start":       "From the command's start to the first byte of the container's output, and to the command's end. Manis goes on from a template, boots a machine, or takes one out of the pool; the image is in the store. For runc, crun and runsc the root filesystem is unpacked beforehand and the container has no network.",
 	"application": "A web server in Python, from the command's start to the first answered request: started in a container of its image, and, for Manis, also gone on from a snapshot of one that was ready. runc and crun share the host's network.",
-	"engine":      "podman run --rm IMAGE true, from the command's start to its end, as root: with runc and with Manis as Podman's runtime, the same image, limits and networks. Manis goes on from an exercised machine.",
+	"engine":      "podman run --rm IMAGE true, from the command's start to its end, as root: with runc and with Manis as Podman's runtime, the same image, limits and networks. Manis goes on from an exercised machine, or has one that manisd keeps waiting.",
 	"burst":       "Starts all at once, and starts one after the other: how long each took from its command's start to its end, how many ended in a second, and how many failed. Here the pool's daemon refills while containers start, as it does for users.",
 	"density":     "Containers that do nothing, started from a template and running at the same time. Proportional set size of each one's QEMU and monitor, without and with what the guest has touched of its RAM, in percent of one processor what they compute.",
 	"memory":      "Proportional set size of every process that a running container costs, not counting what the program in it uses by itself. The guest's memory is the part of its RAM that it has touched.",
 	"image":       "From an OCI layout on disk to a store from which containers start: verify, merge layers, write EROFS and dm-verity.",
 	"files":       "A file of the image, and the same from a host directory as a read-only volume. First: not in the container's own page cache (but in the host's); again: in it. Random reads are 4 KiB each.",
 	"network":     "One TCP connection from a process on the host to a server in the container, through a port published on loopback. runc and crun bring no network: they share the host's, which is the upper bound.",
+	"namespace":   "A container in a network namespace with a veth, as engines make one, and a process at the veth's other end: one TCP connection of iperf3 each way, and requests of one byte that are answered one after the other. At best: the same machine, asked by a process that is at the machine's tap itself, without a veth and without redirection.",
 	"stdio":       "Bytes through the container's standard output and input, from the first to the last.",
 }
 

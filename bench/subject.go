@@ -19,6 +19,8 @@ type task struct {
 	volume string
 	// port of the container is to be reached on 127.0.0.1 of the host.
 	port int
+	// netns is the path of a network namespace to be in, for runtimes that take a bundle.
+	netns string
 	// stdin connects the container's to the command's.
 	stdin bool
 	// trace asks for the phases of the start on the command's stderr, where the runtime knows them.

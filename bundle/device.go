@@ -24,27 +24,29 @@ func deviceNumber(info fs.FileInfo) (uint64, bool) {
 }
 
 // guestDevices are the devices that every machine has, by the numbers of the kernel's
-// Documentation/admin-guide/devices.txt. A minor of -1 stands for all.
+// Documentation/admin-guide/devices.txt, with their usual paths. A minor of -1 stands for all, whose number comes after
+// the path.
 var guestDevices = []struct {
 	kind         string
 	major, minor int64
+	path         string
 }{
-	{"c", 1, 3},    // null
-	{"c", 1, 5},    // zero
-	{"c", 1, 7},    // full
-	{"c", 1, 8},    // random
-	{"c", 1, 9},    // urandom
-	{"c", 1, 11},   // kmsg
-	{"c", 5, 0},    // tty
-	{"c", 5, 1},    // console
-	{"c", 5, 2},    // ptmx
-	{"c", 136, -1}, // pts
-	{"c", 10, 183}, // hwrng
-	{"c", 10, 200}, // net/tun
-	{"c", 10, 229}, // fuse
-	{"c", 10, 236}, // mapper/control
-	{"c", 10, 237}, // loop-control
-	{"b", 7, -1},   // loop0 and further
+	{"c", 1, 3, "/dev/null"},
+	{"c", 1, 5, "/dev/zero"},
+	{"c", 1, 7, "/dev/full"},
+	{"c", 1, 8, "/dev/random"},
+	{"c", 1, 9, "/dev/urandom"},
+	{"c", 1, 11, "/dev/kmsg"},
+	{"c", 5, 0, "/dev/tty"},
+	{"c", 5, 1, "/dev/console"},
+	{"c", 5, 2, "/dev/ptmx"},
+	{"c", 136, -1, "/dev/pts/"},
+	{"c", 10, 183, "/dev/hwrng"},
+	{"c", 10, 200, "/dev/net/tun"},
+	{"c", 10, 229, "/dev/fuse"},
+	{"c", 10, 236, "/dev/mapper/control"},
+	{"c", 10, 237, "/dev/loop-control"},
+	{"b", 7, -1, "/dev/loop"},
 }
 
 // standardDevices are those that the agent can put on a file.
@@ -83,6 +85,12 @@ func (p *planner) devices() error {
 		name := path.Clean(d.Path)
 		switch d.Type {
 		case "c", "u", "b":
+			if p.disks && p.isDisk(d) && !p.privileged() {
+				if err := p.disk(field, name, d); err != nil {
+					return err
+				}
+				continue
+			}
 			if !guestHas(d.Type, d.Major, d.Minor) && p.ofHost(name, d) {
 				if p.privileged() {
 					p.missing = append(p.missing, name)
@@ -118,6 +126,57 @@ func (p *planner) devices() error {
 		}
 		p.warn("linux.devices: the virtual machine does not have these devices of the host, which are left out of the privileged container: %s%s", strings.Join(shown, ", "), more)
 	}
+	return nil
+}
+
+// maxDisks bounds the host's block devices of a container.
+const maxDisks = 16
+
+// isDisk reports whether a node means a block device of the host. Of loop devices those do that have a file: the machine has its own.
+func (p *planner) isDisk(d specs.LinuxDevice) bool {
+	if d.Type != "b" || d.Major < 0 || d.Minor < 0 {
+		return false
+	}
+	entry := fmt.Sprintf("/sys/dev/block/%d:%d", d.Major, d.Minor)
+	if guestHas(d.Type, d.Major, d.Minor) {
+		entry += "/loop/backing_file"
+	}
+	_, err := p.host.stat(entry)
+	return err == nil
+}
+
+// disk plans a block device of the host.
+func (p *planner) disk(field, name string, d specs.LinuxDevice) error {
+	if len(p.Disks) == maxDisks {
+		return fmt.Errorf("%s: %s is one more block device of the host than the %d that a container can have", field, name, maxDisks)
+	}
+	// As the kernel's filter would: the last rule that is about it decides. Without one it can be used.
+	access := "rwm"
+	if p.linux.Resources != nil {
+		for _, r := range p.linux.Resources.Devices {
+			if r.Type != "b" || r.Major == nil || *r.Major != d.Major || r.Minor == nil || *r.Minor != d.Minor {
+				continue
+			}
+			if access = ""; r.Allow {
+				access = r.Access
+			}
+		}
+	}
+	if !strings.Contains(access, "r") {
+		return fmt.Errorf("%s: %s is a block device of the host that linux.resources.devices does not let the container read", field, name)
+	}
+	a := &agent.Device{Path: name, Type: "b", Access: access}
+	if d.FileMode != nil {
+		a.Mode = uint32(d.FileMode.Perm())
+	}
+	if d.UID != nil {
+		a.Uid = *d.UID
+	}
+	if d.GID != nil {
+		a.Gid = *d.GID
+	}
+	p.Create.Devices = append(p.Create.Devices, a)
+	p.Disks = append(p.Disks, Disk{Major: uint32(d.Major), Minor: uint32(d.Minor), ReadOnly: !strings.Contains(access, "w"), Device: a})
 	return nil
 }
 

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,7 +48,7 @@ func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
 	switch {
 	case m.Destination == "" || dest == "/":
 		return nil, fmt.Errorf("destination: must be a path below the root, is %q", m.Destination)
-	case len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0:
+	case (len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0) && !p.maps:
 		return nil, errors.New("uidMappings, gidMappings: filesystems that cross the boundary of a virtual machine cannot be mounted with mapped ids")
 	}
 	if err := insidePath(dest); err != nil {
@@ -63,7 +65,10 @@ func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
 		return nil, errors.New("options: tmpcopyup goes with type tmpfs only")
 	}
 	if m.Type == "bind" || o.bind {
-		return p.bind(dest, m.Source, o)
+		return p.bind(dest, m, o)
+	}
+	if o.maps || len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
+		return nil, errors.New("uidMappings, gidMappings, options: only what is bound from the host can be mounted with mapped ids")
 	}
 	a := &agent.Mount{Destination: dest, Type: m.Type, Source: cmp.Or(m.Source, m.Type), Options: append(o.mount, o.data...)}
 	switch m.Type {
@@ -82,7 +87,8 @@ func (p *planner) mount(m *specs.Mount) (*agent.Mount, error) {
 }
 
 // bind translates a bind mount, whose source is the host's.
-func (p *planner) bind(dest, source string, o mountOptions) (*agent.Mount, error) {
+func (p *planner) bind(dest string, m *specs.Mount, o mountOptions) (*agent.Mount, error) {
+	source := m.Source
 	if source == "" || strings.IndexByte(source, 0) >= 0 {
 		return nil, fmt.Errorf("source: must be a path of the host, is %q", source)
 	}
@@ -109,10 +115,32 @@ func (p *planner) bind(dest, source string, o mountOptions) (*agent.Mount, error
 	default:
 		return nil, fmt.Errorf("source: %s is neither a directory nor a regular file, and nothing else crosses the boundary of the virtual machine", source)
 	}
-	if o.propagates != "" {
-		p.warn("mounts: %s: option %s: mounts that are made later do not propagate between the host and the virtual machine", dest, o.propagates)
-	}
 	b := Bind{Name: strconv.Itoa(len(p.Binds)), HostPath: source, ReadOnly: o.readonly, File: !info.IsDir()}
+	if err := p.mapped(&b, m, o); err != nil {
+		return nil, err
+	}
+	switch o.propagates {
+	case "shared", "rshared":
+		b.Follows = true
+		p.warn("mounts: %s: option %s: what is mounted in the virtual machine does not appear on the host", dest, o.propagates)
+	case "slave", "rslave":
+		b.Follows = true
+	}
+	if b.Follows && !p.joins {
+		p.warn("mounts: %s: option %s: what is mounted on the host later appears only in containers that join a pod that runs", dest, o.propagates)
+	}
+	if o.readonly && !o.readonlyBelow && o.recursive && info.IsDir() {
+		below, err := p.host.mountsBelow(source)
+		if err != nil {
+			return nil, fmt.Errorf("source: find what is mounted below %s: %w", source, err)
+		}
+		if below {
+			// In the machine all of it is one mount: the host has to tell them apart.
+			b.WritableBelow = true
+			o.mount = slices.DeleteFunc(o.mount, func(name string) bool { return name == "ro" })
+		}
+	}
+	b.Projected = info.IsDir() && b.ReadOnly && !b.WritableBelow && projected(source)
 	p.Binds = append(p.Binds, b)
 	kind := "bind"
 	if o.recursive {
@@ -122,6 +150,63 @@ func (p *planner) bind(dest, source string, o mountOptions) (*agent.Mount, error
 		Destination: dest, Type: "share", Source: p.tag + "/" + b.Name, File: b.File,
 		Options: append([]string{kind}, o.mount...),
 	}, nil
+}
+
+// mapped takes the ids with which a bind is to be mounted: its own, or those of the container's user namespace.
+func (p *planner) mapped(b *Bind, m *specs.Mount, o mountOptions) error {
+	b.UIDs, b.GIDs, b.MapsBelow = m.UIDMappings, m.GIDMappings, o.mapsBelow
+	if len(b.UIDs) == 0 && len(b.GIDs) == 0 {
+		if !o.maps {
+			return nil
+		}
+		b.UIDs, b.GIDs = p.linux.UIDMappings, p.linux.GIDMappings
+	}
+	if len(b.UIDs) == 0 || len(b.GIDs) == 0 {
+		return errors.New("uidMappings, gidMappings: both are needed to mount with mapped ids, or a user namespace whose ids are to be taken")
+	}
+	if _, err := mappings("uidMappings", b.UIDs); err != nil {
+		return err
+	}
+	_, err := mappings("gidMappings", b.GIDs)
+	return err
+}
+
+// projected reports whether a directory of the host is a volume of the kinds whose files the kubelet writes and keeps up to date: by
+// its path, DIR/pods/UID/volumes/kubernetes.io~KIND/NAME (Kubernetes, pkg/kubelet/kubelet_getters.go).
+func projected(dir string) bool {
+	parts := strings.Split(dir, "/")
+	if len(parts) < 6 {
+		return false
+	}
+	parts = parts[len(parts)-5:]
+	if parts[0] != "pods" || parts[2] != "volumes" {
+		return false
+	}
+	switch parts[3] {
+	case "kubernetes.io~configmap", "kubernetes.io~secret", "kubernetes.io~projected", "kubernetes.io~downward-api":
+		return true
+	}
+	return false
+}
+
+// mountsBelow looks into this process's table of mounts.
+func mountsBelow(dir string) (bool, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return false, err
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	// proc(5): the fifth field, in which four characters are octal.
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(unescape.Replace(f[4]), strings.TrimSuffix(dir, "/")+"/") {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // hostFilesystem replaces a directory of a filesystem that means something on the host's kernel

@@ -18,7 +18,12 @@ func (p *planner) namespaces() error {
 		field := fmt.Sprintf("linux.namespaces[%d]", i)
 		switch n.Type {
 		case specs.PIDNamespace, specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace:
-		case specs.MountNamespace, specs.UserNamespace, specs.CgroupNamespace, specs.TimeNamespace:
+		case specs.UserNamespace:
+			// Another one with the same ids is as good: nothing else of it is shared in a machine.
+			if n.Path != "" && (!p.maps || len(p.linux.UIDMappings) == 0) {
+				return fmt.Errorf("%s.path: a user namespace of the host cannot be joined from a virtual machine", field)
+			}
+		case specs.MountNamespace, specs.CgroupNamespace, specs.TimeNamespace:
 			if n.Path != "" {
 				return fmt.Errorf("%s.path: a %s namespace of the host cannot be joined from a virtual machine", field, n.Type)
 			}

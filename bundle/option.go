@@ -8,8 +8,10 @@ import (
 // mountOptions is what the options of a mount say.
 type mountOptions struct {
 	bind, recursive bool
-	// readonly says that nothing may be written, of what counts last.
-	readonly bool
+	// readonly says that nothing may be written, readonlyBelow the same for all mounts below, of what counts last.
+	readonly, readonlyBelow bool
+	// maps asks for mapped ids, mapsBelow for the mounts below, too.
+	maps, mapsBelow bool
 	// copyUp fills a tmpfs with what it covers; propagates is the last option by which mounts
 	// would appear outside or come in from there.
 	copyUp     bool
@@ -55,10 +57,14 @@ func (p *planner) options(list []string) (mountOptions, error) {
 		case 'm':
 			o.mount = append(o.mount, name)
 			switch name {
-			case "ro", "rro":
+			case "ro":
 				o.readonly = true
-			case "rw", "rrw":
+			case "rro":
+				o.readonly, o.readonlyBelow = true, true
+			case "rw":
 				o.readonly = false
+			case "rrw":
+				o.readonly, o.readonlyBelow = false, false
 			case "tmpcopyup":
 				o.copyUp = true
 			case "shared", "rshared", "slave", "rslave":
@@ -73,6 +79,10 @@ func (p *planner) options(list []string) (mountOptions, error) {
 		case 'x':
 			if name == "remount" {
 				return o, fmt.Errorf("options[%d]: remount: there is nothing before a container's mounts to be mounted again", i)
+			}
+			if p.maps {
+				o.maps, o.mapsBelow = true, o.mapsBelow || name == "ridmap"
+				continue
 			}
 			return o, fmt.Errorf("options[%d]: %s: filesystems that cross the boundary of a virtual machine cannot be mounted with mapped ids", i, name)
 		default:

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
+	"manis/cgroup"
 	"manis/container"
 )
 
@@ -21,6 +22,13 @@ type Environment struct {
 	// BindsTag is the tag of the 9p share that holds the Binds by their names; "binds" when
 	// empty.
 	BindsTag string
+	// Joins: the container goes into a machine that runs. Only what such a one is shown of the host's files follows later mounts.
+	Joins bool
+	// Disks: the machine can be given block devices of the host.
+	Disks bool
+	// Maps: the machine can be shown the host's files with mapped ids, and a user namespace of another container can be joined
+	// by making one with the same ids.
+	Maps bool
 }
 
 // Plan is what a bundle asks of the host and of the guest.
@@ -33,11 +41,17 @@ type Plan struct {
 	Root string
 	// Binds are exported to the machine.
 	Binds []Bind
+	// Disks are block devices of the host that the machine is to have.
+	Disks []Disk
 	// Resources are what the size of the machine depends on, with spec.Machine. CPUs are
 	// no more than the host has, and memory is no less than a machine needs: the limits of
 	// the cgroup, in Create, are the ones that were asked for.
 	Resources container.Resources
-	Net       Namespace
+	// BlockIO is for the machine's control group on the host; nil: no limits.
+	BlockIO *cgroup.BlockIO
+	Net     Namespace
+	// Privileged is set for what engines make of a privileged container.
+	Privileged bool
 	// Namespaces are those of the configuration, with the path of the one to join or
 	// empty for a new one; what is absent is the host's. Only those of the types pid,
 	// ipc, uts and network can have a path: which container's they are, the caller knows.
@@ -52,9 +66,28 @@ type Bind struct {
 	Name string
 	// HostPath is absolute; symbolic links are to be followed.
 	HostPath string
-	ReadOnly bool
+	// ReadOnly holds for all mounts below it, unless WritableBelow is set: then for its own alone.
+	ReadOnly, WritableBelow bool
 	// File is set for a regular file, else it is a directory.
 	File bool
+	// Follows asks for what is mounted below it on the host later.
+	Follows bool
+	// Projected: it is a volume whose files the kubelet replaces while containers have it.
+	Projected bool
+	// UIDs and GIDs are the ids that owners have on the host ("ContainerID" of the runtime-spec) and for the machine ("HostID"), for which
+	// MapsBelow counts what is mounted below it, too; nil: the same.
+	UIDs, GIDs []specs.LinuxIDMapping
+	MapsBelow  bool
+}
+
+// Disk is a block device of the host.
+type Disk struct {
+	// Major and Minor are its number on the host.
+	Major, Minor uint32
+	// ReadOnly: no rule of the configuration lets the container write to it.
+	ReadOnly bool
+	// Device is its node in the container; the agent is to be told the disk's serial.
+	Device *agent.Device
 }
 
 // Namespace is a network namespace: the host's by the zero value.
@@ -70,14 +103,16 @@ type host struct {
 	stat func(path string) (os.FileInfo, error)
 	// filesystem gives type (statfs(2), f_type) and size in bytes of the one that path is on.
 	filesystem func(path string) (kind int64, size uint64, err error)
-	name       func() (string, error)
+	// mountsBelow reports whether something is mounted below a directory.
+	mountsBelow func(path string) (bool, error)
+	name        func() (string, error)
 	// capable reports whether this process could give a capability, by its number, to another:
 	// an engine that starts it can give no more.
 	capable func(capability int) bool
 	cpus    int
 }
 
-var thisHost = host{stat: os.Stat, filesystem: statfs, name: os.Hostname, capable: capable, cpus: runtime.NumCPU()}
+var thisHost = host{stat: os.Stat, filesystem: statfs, mountsBelow: mountsBelow, name: os.Hostname, capable: capable, cpus: runtime.NumCPU()}
 
 func statfs(path string) (int64, uint64, error) {
 	var st unix.Statfs_t
@@ -100,6 +135,9 @@ type planner struct {
 	linux  *specs.Linux // never nil
 	host   host
 	tag    string
+	joins  bool
+	disks  bool
+	maps   bool
 	// missing are the host's devices that a privileged container does without.
 	missing []string
 }
@@ -125,7 +163,7 @@ func (b *Bundle) plan(env Environment, h host) (*Plan, error) {
 	p := &planner{
 		// The list of mounts is complete.
 		Plan:   &Plan{Create: &agent.CreateContainerRequest{NoDefaultMounts: true, Rootfs: new(agent.RootFS)}},
-		bundle: b, spec: b.Spec, linux: b.Spec.Linux, host: h, tag: env.BindsTag,
+		bundle: b, spec: b.Spec, linux: b.Spec.Linux, host: h, tag: env.BindsTag, joins: env.Joins, disks: env.Disks, maps: env.Maps,
 	}
 	if p.tag == "" {
 		p.tag = "binds"
@@ -141,6 +179,7 @@ func (b *Bundle) plan(env Environment, h host) (*Plan, error) {
 			return nil, err
 		}
 	}
+	p.Privileged = p.privileged()
 	return p.Plan, nil
 }
 
@@ -153,6 +192,11 @@ func (p *planner) platform() error {
 		if present {
 			return fmt.Errorf("%s: this is a container for another system than Linux", name)
 		}
+	}
+	switch boot := s.Annotations["manis.boot"]; boot {
+	case "", "auto", "template", "cold":
+	default:
+		return fmt.Errorf("annotations: manis.boot: %.40q is not one of auto, template and cold", boot)
 	}
 	switch {
 	case s.VM != nil:

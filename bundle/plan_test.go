@@ -11,7 +11,9 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"golang.org/x/sys/unix"
+	"manis/cgroup"
 
 	"manis/container/spec"
 )
@@ -21,6 +23,8 @@ type unixStat = syscall.Stat_t
 func TestMounts(t *testing.T) {
 	for mount, want := range map[string]string{
 		`{"destination":"/x","type":"bind","source":"/dir","options":["rbind","ro","rnosuid","rprivate","sync"]}`: "share binds/0 /x rbind,ro,rnosuid,rprivate",
+		`{"destination":"/x","type":"bind","source":"/mounts","options":["rbind","ro","noexec","rslave"]}`:        "share binds/0 /x rbind,noexec,rslave",
+		`{"destination":"/x","type":"bind","source":"/mounts","options":["rbind","rro"]}`:                         "share binds/0 /x rbind,rro",
 		`{"destination":"/x","type":"none","source":"rel","options":["bind"]}`:                                    "share binds/0 /x bind",
 		`{"destination":"x/../y","type":"bind","source":"/file"}`:                                                 "share binds/0 /y bind",
 		`{"destination":"/x","type":"tmpfs","options":["size=1m","rro","tmpcopyup","sync","context=\"a:b\"",""]}`: "tmpfs tmpfs /x rro,tmpcopyup,size=1m,sync",
@@ -37,6 +41,12 @@ func TestMounts(t *testing.T) {
 		m := p.Create.Mounts[0]
 		if got := m.Type + " " + m.Source + " " + m.Destination + " " + strings.Join(m.Options, ","); got != want {
 			t.Errorf("%s:\ngot  %s\nwant %s", mount, got, want)
+		}
+		if len(p.Binds) == 1 && p.Binds[0].HostPath == "/mounts" {
+			if b, below := p.Binds[0], !strings.Contains(want, "rro"); !b.ReadOnly || b.WritableBelow != below || b.Follows != below {
+				t.Errorf("%s: bind %+v", mount, b)
+			}
+			continue
 		}
 		if len(p.Binds) == 1 && (p.Binds[0].ReadOnly != strings.Contains(want, "ro,") && p.Binds[0].ReadOnly != strings.HasSuffix(want, "ro")) {
 			t.Errorf("%s: bind %+v", mount, p.Binds[0])
@@ -132,8 +142,21 @@ func TestResources(t *testing.T) {
 	if r := p.Resources; r.MemoryBytes != 64<<20 || r.MilliCPUs != 1500 || r.CPUSet != "0-1,3" {
 		t.Errorf("machine %+v", r)
 	}
-	if w := strings.Join(p.Warnings, "\n"); len(p.Warnings) != 4 || !strings.Contains(w, "swappiness") || !strings.Contains(w, "disableOOMKiller") || !strings.Contains(w, "blockIO") || !strings.Contains(w, "network") {
+	if w := strings.Join(p.Warnings, "\n"); len(p.Warnings) != 3 || !strings.Contains(w, "swappiness") || !strings.Contains(w, "disableOOMKiller") || !strings.Contains(w, "network") {
 		t.Errorf("warnings %s", w)
+	}
+	if p.BlockIO == nil || p.BlockIO.Weight != 500 || p.BlockIO.Rates != nil {
+		t.Errorf("block I/O %+v", p.BlockIO)
+	}
+	p = plan(t, `{"linux":{"resources":{"blockIO":{"weight":0,"weightDevice":[{"major":8,"minor":0,"weight":100}],
+		"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":1000}],"throttleWriteIOPSDevice":[{"major":8,"minor":16,"rate":0}]}}}}`, nil)
+	if want := (cgroup.BlockIO{Weights: []cgroup.DiskValue{{Major: 8, Value: 100}}, Rates: []cgroup.DiskRate{
+		{DiskValue: cgroup.DiskValue{Major: 8, Value: 1000}}, {DiskValue: cgroup.DiskValue{Major: 8, Minor: 16}, Write: true, Operations: true},
+	}}); !reflect.DeepEqual(p.BlockIO, &want) {
+		t.Errorf("block I/O %+v", p.BlockIO)
+	}
+	if p = plan(t, `{"linux":{"resources":{"blockIO":{"weight":0,"leafWeight":0}}}}`, nil); p.BlockIO != nil {
+		t.Errorf("no limits of block I/O: %+v", p.BlockIO)
 	}
 	// More than the host has, and less than a machine needs.
 	p = plan(t, `{"linux":{"resources":{"memory":{"limit":1048576},"cpu":{"quota":1000000,"shares":1,"idle":0},"pids":{"limit":-1}}}}`, nil)

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"manis/api/agent"
+	"manis/cgroup"
 )
 
 // minMachineMemory is the least limit that spec.Machine makes a machine for.
@@ -45,7 +46,7 @@ func (p *planner) resources() error {
 	if err := p.cpu(r.CPU); err != nil {
 		return fmt.Errorf("linux.resources.cpu.%w", err)
 	}
-	if err := p.blockIO(r.BlockIO); err != nil {
+	if p.BlockIO, err = BlockIO(r.BlockIO); err != nil {
 		return fmt.Errorf("linux.resources.blockIO.%w", err)
 	}
 	for i, h := range r.HugepageLimits {
@@ -217,27 +218,60 @@ func (p *planner) cpuTime(c *specs.LinuxCPU) error {
 	return nil
 }
 
-// blockIO accepts weights, which say how containers share the host's disks, and refuses
-// limits, which would not hold.
-func (p *planner) blockIO(b *specs.LinuxBlockIO) error {
+// BlockIO translates limits of input and output, which are the host's to set: the machine does it for the container. The
+// result is nil where there are none.
+func BlockIO(b *specs.LinuxBlockIO) (*cgroup.BlockIO, error) {
 	if b == nil {
-		return nil
+		return nil, nil
+	}
+	if b.LeafWeight != nil && *b.LeafWeight != 0 {
+		return nil, errors.New("leafWeight: no kernel has had it since Linux 5.0")
+	}
+	limits := new(cgroup.BlockIO)
+	if w := b.Weight; w != nil && *w != 0 {
+		if err := checkWeight(*w); err != nil {
+			return nil, fmt.Errorf("weight: %w", err)
+		}
+		limits.Weight = *w
+	}
+	for i, d := range b.WeightDevice {
+		if d.LeafWeight != nil && *d.LeafWeight != 0 {
+			return nil, fmt.Errorf("weightDevice[%d].leafWeight: no kernel has had it since Linux 5.0", i)
+		}
+		if d.Weight == nil || *d.Weight == 0 {
+			continue
+		}
+		if err := checkWeight(*d.Weight); err != nil {
+			return nil, fmt.Errorf("weightDevice[%d].weight: %w", i, err)
+		}
+		limits.Weights = append(limits.Weights, cgroup.DiskValue{Major: d.Major, Minor: d.Minor, Value: uint64(*d.Weight)})
 	}
 	for _, t := range []struct {
-		name string
-		list []specs.LinuxThrottleDevice
+		name              string
+		list              []specs.LinuxThrottleDevice
+		write, operations bool
 	}{
-		{"throttleReadBpsDevice", b.ThrottleReadBpsDevice}, {"throttleWriteBpsDevice", b.ThrottleWriteBpsDevice},
-		{"throttleReadIOPSDevice", b.ThrottleReadIOPSDevice}, {"throttleWriteIOPSDevice", b.ThrottleWriteIOPSDevice},
+		{"throttleReadBpsDevice", b.ThrottleReadBpsDevice, false, false}, {"throttleWriteBpsDevice", b.ThrottleWriteBpsDevice, true, false},
+		{"throttleReadIOPSDevice", b.ThrottleReadIOPSDevice, false, true}, {"throttleWriteIOPSDevice", b.ThrottleWriteIOPSDevice, true, true},
 	} {
 		for i, d := range t.list {
-			if d.Rate != 0 {
-				return fmt.Errorf("%s[%d]: the virtual machine does not have the host's device %d:%d to limit (limit the cgroup of its VMM)", t.name, i, d.Major, d.Minor)
+			if d.Major < 0 || d.Minor < 0 {
+				return nil, fmt.Errorf("%s[%d]: %d:%d is no device", t.name, i, d.Major, d.Minor)
 			}
+			limits.Rates = append(limits.Rates, cgroup.DiskRate{
+				DiskValue: cgroup.DiskValue{Major: d.Major, Minor: d.Minor, Value: d.Rate}, Write: t.write, Operations: t.operations,
+			})
 		}
 	}
-	if b.Weight != nil && *b.Weight != 0 || b.LeafWeight != nil && *b.LeafWeight != 0 || len(b.WeightDevice) > 0 {
-		p.warn("linux.resources.blockIO.weight: without effect, since each virtual machine does its input and output alone")
+	if limits.Weight == 0 && len(limits.Weights)+len(limits.Rates) == 0 {
+		return nil, nil
+	}
+	return limits, nil
+}
+
+func checkWeight(w uint16) error {
+	if w < 10 || w > 1000 {
+		return fmt.Errorf("must be 10 to 1000, is %d", w)
 	}
 	return nil
 }

@@ -38,7 +38,7 @@ type Config struct {
 var (
 	limited  = []string{"memory", "pids"}
 	counting = []string{"cpu", "cpuacct", "blkio", "freezer", "devices", "cpuset"}
-	onDemand = []string{"memory", "pids", "cpu", "cpuset"}
+	onDemand = []string{"memory", "pids", "cpu", "cpuset", "io"}
 )
 
 // Group is a control group that was made by this process, or is to be removed by it.
@@ -162,6 +162,48 @@ func Return(pid int, groups string) error {
 		}
 	}
 	return g.Join(pid)
+}
+
+// Take puts processes into the groups in which this process is, in every hierarchy that is mounted here, as if it had
+// started them: whoever empties the groups in which they were does not find them any more. Where that is not permitted they
+// stay.
+func Take(pids ...int) {
+	own, err := ownGroups()
+	if err != nil {
+		return
+	}
+	theirs := make([]string, len(pids))
+	for i, pid := range pids {
+		b, _ := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cgroup"))
+		theirs[i] = string(b)
+	}
+	for line := range strings.Lines(own) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		var mounted string
+		switch name, named := strings.CutPrefix(f[1], "name="); {
+		case named:
+			mounted = filepath.Join(root, name)
+		case f[1] != "":
+			mounted = filepath.Join(root, f[1])
+			if _, err := os.Stat(mounted); err != nil {
+				first, _, _ := strings.Cut(f[1], ",")
+				mounted = filepath.Join(root, first)
+			}
+		case unifiedRoot() != "":
+			mounted = root
+		default:
+			mounted = filepath.Join(root, "unified")
+		}
+		for i, pid := range pids {
+			// The kernel waits for a grace period when it moves a process, so only what has to is moved.
+			if !strings.Contains(theirs[i], line) {
+				os.WriteFile(filepath.Join(mounted, f[2], "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+			}
+		}
+	}
 }
 
 // Find is the group of this path for removal, which need not exist.
@@ -306,3 +348,6 @@ func (g *Group) Remove() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Unified reports whether the host's control groups are those of version 2.
+func Unified() bool { return unifiedRoot() != "" }

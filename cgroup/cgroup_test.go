@@ -11,8 +11,8 @@ import (
 	"manis/cgroup"
 )
 
-// The group of a process gets limits of CPUs, others in their place, and none.
-func TestLimitCPU(t *testing.T) {
+// The group of a process gets limits of CPUs and memory, others in their place, and none.
+func TestLimits(t *testing.T) {
 	name := fmt.Sprintf("manis-test-%d", os.Getpid())
 	g, err := cgroup.Make(cgroup.Config{Path: "/" + name + "/inner", Account: true})
 	if err != nil {
@@ -70,6 +70,19 @@ func TestLimitCPU(t *testing.T) {
 	}
 	if err := g.LimitCPU(cgroup.CPU{CPUs: "4000"}); err == nil || !strings.Contains(err.Error(), "limit cpuset") {
 		t.Errorf("a CPU that is not there: %v", err)
+	}
+	memory := func() string {
+		if v1 == nil {
+			return read("memory", "memory.limit_in_bytes")
+		}
+		return read("", "memory.max")
+	}
+	free := memory()
+	if err := g.LimitMemory(64 << 20); err != nil || memory() != "67108864" {
+		t.Errorf("a limit of 64 MiB: %s, %v", memory(), err)
+	}
+	if err := g.LimitMemory(0); err != nil || memory() != free {
+		t.Errorf("no limit: %s, want %s, %v", memory(), free, err)
 	}
 	if err := g.LiftCPU(); err != nil {
 		t.Fatal(err)

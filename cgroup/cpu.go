@@ -25,7 +25,7 @@ type CPU struct {
 
 // LimitCPU sets limits of a group that was made with Account.
 func (g *Group) LimitCPU(c CPU) error {
-	v2 := len(g.dirs) > 0 && g.dirs[0].controller == ""
+	v2 := g.unified()
 	if c.Shares != 0 {
 		shares := max(2, min(c.Shares, 262144))
 		// In a straight line from version 1's range to that of version 2, 1 to 10000.
@@ -54,6 +54,9 @@ func (g *Group) LimitCPU(c CPU) error {
 	}
 	return nil
 }
+
+// unified reports whether the group is version 2's.
+func (g *Group) unified() bool { return len(g.dirs) > 0 && g.dirs[0].controller == "" }
 
 // LiftCPU takes all of these limits away.
 func (g *Group) LiftCPU() error {

@@ -16,12 +16,12 @@ import (
 
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"manis/container"
 	"manis/image"
 	"manis/monitor"
 	"manis/place"
+	"manis/pod"
 )
 
 // Exit codes, as docker's.
@@ -43,6 +43,9 @@ type app struct {
 	found *place.Places
 	// accelAsked is set when the user named an accelerator.
 	accelAsked bool
+	permission permission
+	// evidence is nil in programs that leave deciding on it to another one.
+	evidence *Evidence
 }
 
 // Main runs a command line, without the program's name, and returns the exit code.
@@ -56,7 +59,7 @@ func Main(args []string) int {
 	if len(args) == 2 && args[0] == "standby" {
 		return standby(ctx, args[1])
 	}
-	if len(args) == 2 && args[0] == "rehearse" {
+	if len(args) == 2 && args[0] == monitor.RehearseAction {
 		return rehearse(ctx, args[1])
 	}
 	// The wire's library logs what nobody can help, like an answer that came when nobody
@@ -64,6 +67,13 @@ func Main(args []string) int {
 	log.L.Logger.SetOutput(io.Discard)
 	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	return a.run(ctx, args)
+}
+
+// TrustMain is Main of a program that has what deciding on evidence needs.
+func TrustMain(args []string, e *Evidence) int {
+	log.L.Logger.SetOutput(io.Discard)
+	a := &app{in: os.Stdin, out: os.Stdout, err: os.Stderr, evidence: e}
+	return a.run(context.Background(), args)
 }
 
 func (a *app) run(ctx context.Context, args []string) int {
@@ -76,18 +86,9 @@ func (a *app) run(ctx context.Context, args []string) int {
 	return a.report(cmd, err)
 }
 
-// standby is the body of `manis standby SIZE`, which manisd starts: SIZE is JSON. On descriptor
-// 3 it says what becomes of it, and the end of descriptor 4 ends it while it waits.
+// standby is the body of `manis standby SIZE`, which manisd starts.
 func standby(ctx context.Context, size string) int {
-	var cfg container.Config
-	err := json.Unmarshal([]byte(size), &cfg)
-	if err == nil {
-		w, idle := os.NewFile(3, "reports"), os.NewFile(4, "idle")
-		unix.CloseOnExec(3)
-		unix.CloseOnExec(4)
-		err = monitor.StandbyMain(ctx, &cfg, w, idle)
-	}
-	if err != nil {
+	if err := monitor.StandbyMain(ctx, size, monitor.PodOwners{Pod: pod.Adopt}); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -15,6 +15,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"manis/audit/report"
+	"manis/broker/facts"
+	"manis/broker/rules"
 	"manis/cli/filter"
 	"manis/container"
 	"manis/storage"
@@ -50,7 +53,10 @@ func (b *bench) doWith(stdin string, args ...string) (out, errOut string, code i
 		check(b.t, err)
 		return f
 	}
-	a := &app{in: file(stdin), out: file(""), err: file(""), root: b.root, runRoot: b.run}
+	a := &app{in: file(stdin), out: file(""), err: file(""), root: b.root, runRoot: b.run, evidence: &Evidence{
+		Rules:  func(file []byte) (facts.Rules, error) { return rules.Parse(file) },
+		Report: report.Write,
+	}}
 	defer a.in.Close()
 	defer a.out.Close()
 	defer a.err.Close()

@@ -259,16 +259,26 @@ func (c *copying) out(ctx context.Context, src, dst string) (int64, error) {
 		}
 		return c.fetch(ctx, src, func(r io.Reader) (int64, error) { return io.Copy(c.a.out, r) })
 	}
-	dir, base, err := target(st.IsDir, contentOnly(src), st.Name, dst)
+	// Not what the guest says it is called: that would choose the file on the host.
+	name := ownName(src)
+	dir, base, err := target(st.IsDir, contentOnly(src), name, dst)
 	if err != nil {
 		return 0, err
 	}
 	return c.fetch(ctx, src, func(r io.Reader) (int64, error) {
-		return archive.Unpack(r, dir, st.Name, base, archive.Options{
+		return archive.Unpack(r, dir, name, base, archive.Options{
 			KeepOwnership: c.flags.archive,
 			Skipped:       func(name, why string) { c.a.note("left out %s: %s", name, why) },
 		})
 	})
+}
+
+// ownName is the last name of a path of the container, "." for its root.
+func ownName(src string) string {
+	if name := path.Base(path.Clean("/" + src)); name != "/" {
+		return name
+	}
+	return "."
 }
 
 // target decides where on the host a copy goes: the directory to write to, and the

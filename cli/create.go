@@ -62,6 +62,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	if err := f.Check(host); err != nil {
 		return nil, nil, fail(exitFailed, err)
 	}
+	if f.Confidential() {
+		a.note("class confidential, hardware: none: the manifest is enforced and every change shows, but whoever is root on this host can read the machine's memory")
+	}
 	for _, note := range f.Unheeded() {
 		a.note("%s", note)
 	}
@@ -78,6 +81,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	images, err := a.images()
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := a.permitReference(images, args[0]); err != nil {
+		return nil, nil, fail(exitFailed, err)
 	}
 	resolveCtx, span := trace.Start(ctx, "resolve")
 	img, err := a.findImage(resolveCtx, images, args[0], f)
@@ -109,6 +115,9 @@ func (a *app) create(ctx context.Context, f *declare.Flags, args []string) (_ *c
 	}, args[1:], host)
 	if err != nil {
 		return nil, nil, err
+	}
+	if err := a.permit(ctx, cfg, f.Insecure); err != nil {
+		return nil, nil, fail(exitFailed, err)
 	}
 	c, err := a.store(ctx, cfg, images)
 	if err != nil {
@@ -258,6 +267,14 @@ func (a *app) launch(ctx context.Context, c *container.Container, forCopy bool) 
 	cfg, err := c.Config()
 	if err != nil {
 		return nil, err
+	}
+	// Also for a container that was allowed when it was made: what it mounts may lead elsewhere now, and the
+	// policy may be another.
+	if err := a.permit(ctx, cfg, false); err != nil {
+		return nil, fail(exitFailed, err)
+	}
+	if forCopy && cfg.Class == container.Confidential {
+		return nil, errors.New("a container of the class confidential does not let its host copy files")
 	}
 	driver := monitor.Driver(places)
 	vm, err := a.chooseMachine(ctx, places, driver, cfg)

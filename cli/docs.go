@@ -52,7 +52,7 @@ exits with 1 after an error, and with 125 after an unknown flag.
 
 Environment: `+"`MANIS_ROOT`, `MANIS_RUN`, `MANIS_CONFIG`"+` move the directories of data, sockets and configuration;
 `+"`MANIS_GUEST`"+` is the directory of the guest image; `+"`NO_COLOR`"+` turns colours off; `+"`OTEL_EXPORTER_OTLP_ENDPOINT`"+`
-sends the spans of each start to a collector.
+sends the spans of each start to a collector; `+"`MANIS_POLICY`"+` names the file of the operator's policy.
 
 `)
 	io.WriteString(w, differences)

@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -10,6 +13,7 @@ import (
 	"manis/host"
 	"manis/monitor"
 	"manis/place"
+	"manis/policy"
 	"manis/vmm/qemu"
 )
 
@@ -26,7 +30,8 @@ func (a *app) doctorCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.doctor(host.Examine(cmd.Context(), subject), format)
+			checks := append(host.Examine(cmd.Context(), subject), a.policyCheck(), confidentialCheck())
+			return a.doctor(checks, format)
 		},
 	}
 	cmd.Flags().StringVarP(&format, "format", "f", "", inspectFormatHelp)
@@ -54,6 +59,35 @@ func (a *app) subject() (host.Subject, error) {
 			{Name: "cache", Path: places.Cache},
 		},
 	}, nil
+}
+
+// policyCheck says which policy is in force. With one that cannot be read nothing is started.
+func (a *app) policyCheck() host.Check {
+	c := host.Check{Name: "policy", Status: host.OK, Detail: "none: everything may be started"}
+	places, err := a.places()
+	var p *policy.Policy
+	if err == nil {
+		p, err = policy.Load(places.Policy())
+	}
+	switch {
+	case err != nil:
+		c.Status, c.Detail, c.Advice = host.Fail, err.Error(), "mend the file or remove it (docs/POLICY.md)"
+	case p != nil:
+		c.Detail = fmt.Sprintf("%s, from the profile %s", p.File, p.Profile)
+	}
+	return c
+}
+
+// confidentialCheck looks for what the class confidential needs, and no other one.
+func confidentialCheck() host.Check {
+	c := host.Check{Name: "confidential", Status: host.OK, Detail: "without hardware: changes show, root on this host can read the memory"}
+	_, tpm := exec.LookPath("swtpm")
+	_, firmware := place.FindFirmware()
+	if err := errors.Join(tpm, firmware); err != nil {
+		c.Status, c.Detail = host.Warn, "not possible: "+strings.ReplaceAll(err.Error(), "\n", "; ")
+		c.Advice = "for containers of this class install the packages ovmf and swtpm"
+	}
+	return c
 }
 
 func (a *app) doctor(checks []host.Check, format string) error {

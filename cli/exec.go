@@ -14,6 +14,7 @@ import (
 	"manis/cli/declare"
 	"manis/cli/terminal"
 	"manis/container"
+	"manis/container/spec"
 	"manis/monitor"
 )
 
@@ -68,6 +69,9 @@ func (a *app) exec(ctx context.Context, name string, args []string, f execFlags)
 		return err
 	}
 	defer client.Close()
+	if err := a.permitExec(name, &f); err != nil {
+		return fail(exitFailed, err)
+	}
 	req := &monitorapi.ExecRequest{
 		Args: args, Env: env, Dir: f.workdir, User: f.user, Terminal: f.tty, Privileged: f.privileged,
 	}
@@ -86,9 +90,7 @@ func (a *app) exec(ctx context.Context, name string, args []string, f execFlags)
 	started, err := client.API().Exec(ctx, req)
 	if err != nil {
 		s.close()
-		if lost(client) {
-			err = client.Lost()
-		}
+		err = explained(client, err)
 		return fail(execCode(err, exitError), err)
 	}
 	s.execID = started.ExecId
@@ -147,4 +149,22 @@ func (a *app) connectRunning(ctx context.Context, name string) (*monitor.Client,
 		return nil, notRunning(c, fmt.Errorf("container %s is not running", name))
 	}
 	return a.connect(ctx, name)
+}
+
+// permitExec refuses a process with more rights than the operator's policy allows. Without flags that give it other
+// rights than the container's it has what that was allowed.
+func (a *app) permitExec(name string, f *execFlags) error {
+	p, err := a.operator()
+	if p == nil || err != nil || !f.privileged && f.user == "" {
+		return err
+	}
+	c, err := a.container(name)
+	if err != nil {
+		return err
+	}
+	cfg, err := c.Config()
+	if err != nil {
+		return err
+	}
+	return p.Check(spec.RequestExec(cfg, f.user, f.privileged))
 }

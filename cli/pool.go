@@ -18,17 +18,17 @@ func (a *app) poolCommand() *cobra.Command {
 
 // poolRow is one line of pool ls.
 type poolRow struct {
-	Size, Memory, CPUs, Accel, Waiting, Wanted, Min, Max, Asked, Claims, Misses, Died, MemoryUsage string
+	Size, Memory, CPUs, Accel, For, Waiting, Wanted, Min, Max, Asked, Claims, Misses, Died, MemoryUsage string
 }
 
 var poolHeader = poolRow{
-	Size: "SIZE", Memory: "MEMORY", CPUs: "CPUS", Accel: "ACCEL", Waiting: "WAITING", Wanted: "WANTED", Min: "MIN", Max: "MAX", Asked: "ASKED FOR",
+	Size: "SIZE", Memory: "MEMORY", CPUs: "CPUS", Accel: "ACCEL", For: "FOR", Waiting: "WAITING", Wanted: "WANTED", Min: "MIN", Max: "MAX", Asked: "ASKED FOR",
 	Claims: "CLAIMS", Misses: "MISSES", Died: "DIED", MemoryUsage: "MEM USAGE",
 }
 
 func newPoolRow(s pool.SizeState) poolRow {
 	return poolRow{
-		Size: s.Kind.String(), Memory: units.BytesSize(float64(s.Kind.MemoryBytes)), CPUs: strconv.Itoa(s.VCPUs), Accel: s.Accel,
+		Size: s.Kind.String(), Memory: units.BytesSize(float64(s.Kind.MemoryBytes)), CPUs: strconv.Itoa(s.VCPUs), Accel: s.Accel, For: forWhom(s.Tap),
 		Waiting: strconv.Itoa(s.Waiting), Wanted: strconv.Itoa(s.Wanted), Min: strconv.Itoa(s.Min), Max: strconv.Itoa(s.Max),
 		Asked: strconv.FormatBool(s.Asked), Claims: fmt.Sprint(s.Claims), Misses: fmt.Sprint(s.Misses), Died: fmt.Sprint(s.Died),
 		MemoryUsage: units.BytesSize(float64(s.MemoryBytes)),
@@ -64,9 +64,17 @@ func (a *app) poolListCommand() *cobra.Command {
 				}
 			}
 			return present.List(a.out, format,
-				`{{.CPUs}}\t{{.Memory}}\t{{.Accel}}\t{{.Waiting}}\t{{.Wanted}}\t{{.Min}}\t{{.Max}}\t{{.Claims}}\t{{.Misses}}\t{{.Died}}\t{{.MemoryUsage}}`, poolHeader, rows)
+				`{{.CPUs}}\t{{.Memory}}\t{{.Accel}}\t{{.For}}\t{{.Waiting}}\t{{.Wanted}}\t{{.Min}}\t{{.Max}}\t{{.Claims}}\t{{.Misses}}\t{{.Died}}\t{{.MemoryUsage}}`, poolHeader, rows)
 		},
 	}
 	cmd.Flags().StringVar(&format, "format", "", formatHelp)
 	return cmd
+}
+
+// forWhom says whose containers get machines of a kind.
+func forWhom(tap bool) string {
+	if tap {
+		return "engines"
+	}
+	return "manis run"
 }

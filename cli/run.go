@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	grpcstatus "google.golang.org/grpc/status"
 	monitorapi "manis/api/monitor"
+
 	"manis/cli/declare"
 	"manis/cli/terminal"
 	"manis/container"
@@ -208,9 +210,7 @@ func (r *running) start(ctx context.Context, s *session) error {
 		}
 		return nil
 	}
-	if lost(r.client) {
-		err = r.client.Lost()
-	}
+	err = explained(r.client, err)
 	code := execCode(err, exitFailed)
 	if ctx.Err() != nil {
 		// Interrupted while the machine boots: the monitor gives up when this
@@ -298,8 +298,8 @@ func (r *running) wait(ctx context.Context) <-chan ended {
 	finished := make(chan ended, 1)
 	go func() {
 		resp, err := r.client.API().Wait(ctx, &monitorapi.WaitRequest{Condition: condition})
-		if err != nil && lost(r.client) {
-			err = r.client.Lost()
+		if err != nil {
+			err = explained(r.client, err)
 		}
 		finished <- ended{resp, err}
 	}()
@@ -337,6 +337,14 @@ func lost(client *monitor.Client) bool {
 	default:
 		return false
 	}
+}
+
+// explained is the error of a request to a monitor: what it has answered, also where it has ended since, or else its last words.
+func explained(client *monitor.Client, err error) error {
+	if _, answered := grpcstatus.FromError(err); !answered && lost(client) {
+		return client.Lost()
+	}
+	return err
 }
 
 // tagged is a reference with the tag that it means.

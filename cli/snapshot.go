@@ -168,6 +168,9 @@ func (a *app) createFromSnapshot(ctx context.Context, name string, f *declare.Fl
 	}
 	cfg.ID, cfg.Name, cfg.Snapshot, cfg.AutoRemove, cfg.Created = "", f.Name, name, f.Remove, time.Now().UTC()
 	cfg.StdinOnce = f.StdinOnce
+	if err := a.permit(ctx, &cfg, false); err != nil {
+		return nil, nil, fail(exitFailed, err)
+	}
 	c, err := a.store(ctx, &cfg, images)
 	if err != nil {
 		return nil, nil, err

@@ -200,10 +200,7 @@ func (a *app) ask(ctx context.Context, name, what string, request func(context.C
 	}
 	defer client.Close()
 	if err := request(ctx, client.API()); err != nil {
-		if lost(client) {
-			err = client.Lost()
-		}
-		return fmt.Errorf("cannot %s container %s: %s", what, name, text(err))
+		return fmt.Errorf("cannot %s container %s: %s", what, name, text(explained(client, err)))
 	}
 	return nil
 }

@@ -39,11 +39,14 @@ func commands() []entry {
 		{"doctor", groupCommon, (*app).doctorCommand},
 		{"version", groupCommon, (*app).versionCommand},
 
+		{"audit", groupManage, (*app).auditCommand},
 		{"container", groupManage, (*app).containerCommand},
 		{"image", groupManage, (*app).imageCommand},
+		{"policy", groupManage, (*app).policyCommand},
 		{"pool", groupManage, (*app).poolCommand},
 		{"snapshot", groupManage, (*app).snapshotCommand},
 		{"template", groupManage, (*app).templateCommand},
+		{"trust", groupManage, (*app).trustCommand},
 		{"volume", groupManage, (*app).volumeCommand},
 		{"system", groupManage, (*app).systemCommand},
 

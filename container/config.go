@@ -59,8 +59,27 @@ type Config struct {
 	// Boot is how its machine comes to be: from a template ("template"), by booting
 	// ("cold"), or by a template unless there can be none ("auto", or empty).
 	Boot string `json:",omitempty"`
+	// Class says what is trusted: "" is the host; "confidential" is not the host's administrator, see Trust.
+	Class string `json:",omitempty"`
+	// Trust is what a container of the class confidential is started with.
+	Trust *Trust `json:",omitempty"`
 	// Snapshot is the one that the container goes on from at its first start.
 	Snapshot string `json:",omitempty"`
+}
+
+// Confidential is the class whose containers the host's administrator is not trusted with.
+const Confidential = "confidential"
+
+// Trust is what the machine of a confidential container is handed.
+type Trust struct {
+	// Manifest is the owner's signed manifest, a DSSE envelope.
+	Manifest []byte
+	// Owner is the owner's public key, PKIX DER.
+	Owner []byte
+	// Broker is where to find the manifest's broker; empty is where the manifest says.
+	Broker string `json:",omitempty"`
+	// Bundle is a file outside the container's directory that gets the audit bundle, too; empty: there is none.
+	Bundle string `json:",omitempty"`
 }
 
 // Process is the first process of a container, or one that exec adds.
@@ -135,9 +154,11 @@ type Network struct {
 	// AddHosts are further lines of /etc/hosts, "name:address".
 	AddHosts []string `json:",omitempty"`
 	// AllowHostLoopback and AllowLinkLocal lift the default-deny rules.
-	AllowHostLoopback bool   `json:",omitempty"`
-	AllowLinkLocal    bool   `json:",omitempty"`
-	MAC               string `json:",omitempty"`
+	AllowHostLoopback bool `json:",omitempty"`
+	AllowLinkLocal    bool `json:",omitempty"`
+	// Egress are rules for what the container connects to; nil: there are none.
+	Egress []string `json:",omitempty"`
+	MAC    string   `json:",omitempty"`
 }
 
 // Port publishes a port of the container on the host.

@@ -16,6 +16,7 @@ import (
 	"manis/image/fault"
 	"manis/image/layout"
 	"manis/image/reference"
+	"manis/image/signature"
 )
 
 // LoadOptions tune Load.
@@ -79,7 +80,15 @@ func (s *Store) load(ctx context.Context, path string, opts LoadOptions) ([]*Ima
 	if err != nil {
 		return nil, err
 	}
-	return s.take(ctx, blobs(dir.Blob), list, opts)
+	signed, err := layoutSignatures(blobs(dir.Blob), raw)
+	if err != nil {
+		return nil, err
+	}
+	images, err := s.take(ctx, blobs(dir.Blob), list, opts)
+	if err != nil {
+		return nil, err
+	}
+	return images, s.keepLoaded(images, signed)
 }
 
 func (s *Store) loadArchive(ctx context.Context, r io.Reader, opts LoadOptions) ([]*Image, error) {
@@ -97,6 +106,7 @@ func (s *Store) loadArchive(ctx context.Context, r io.Reader, opts LoadOptions) 
 	}
 	src := unpacked{a}
 	var list []*found
+	var signed []signature.Signed
 	switch {
 	case a.Has("manifest.json"):
 		list, err = listed(src, opts)
@@ -105,13 +115,20 @@ func (s *Store) loadArchive(ctx context.Context, r io.Reader, opts LoadOptions) 
 		if raw, err = a.File("index.json", maxManifest); err == nil {
 			list, err = indexed(src, raw, opts)
 		}
+		if err == nil {
+			signed, err = layoutSignatures(src, raw)
+		}
 	default:
 		err = fmt.Errorf("an archive without manifest.json (docker) and index.json (OCI): %w", ErrUnsupported)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return s.take(ctx, src, list, opts)
+	images, err := s.take(ctx, src, list, opts)
+	if err != nil {
+		return nil, err
+	}
+	return images, s.keepLoaded(images, signed)
 }
 
 // listed finds the images of an archive's manifest.json. Where the archive is
@@ -171,7 +188,7 @@ func entries(src source, x *v1.IndexManifest, want v1.Platform) ([]*found, error
 	var order []string
 	groups := map[string]*v1.IndexManifest{}
 	for _, d := range x.Manifests {
-		if d.Platform != nil && d.Platform.OS == "unknown" {
+		if d.Platform != nil && d.Platform.OS == "unknown" || holdsSignatures(d) {
 			continue
 		}
 		name := annotatedName(d.Annotations)

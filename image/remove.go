@@ -299,6 +299,7 @@ func (w *sweeper) remove(id string) ([]Removed, error) {
 	}
 	done = append(done, Removed{Deleted: id})
 	delete(w.c.Images, id)
+	os.Remove(w.s.signaturesOf(r.Manifest)) // it can be fetched again
 	for i, b := range n.blobs {
 		w.blobs[b]--
 		if w.blobs[b] == 0 && !w.held[b] {

@@ -176,9 +176,25 @@ func (p *Program) OpenTree(path string, flags int) Slot {
 
 // SetMountAttr appends mount_setattr(2) of a mount that OpenTree returned.
 func (p *Program) SetMountAttr(what string, tree Slot, flags int, set, clear uint64) {
+	p.setMount(what, tree, flags, set, clear, 0, 0)
+}
+
+// MapIDs appends mount_setattr(2) that gives a mount which OpenTree returned the mapping of a user namespace.
+func (p *Program) MapIDs(what string, tree Slot, flags, namespace int) {
+	p.setMount(what, tree, flags, unix.MOUNT_ATTR_IDMAP, 0, 0, namespace)
+}
+
+// SetPropagation appends mount_setattr(2) of a tree and all below it: kind is unix.MS_PRIVATE or one of its siblings.
+func (p *Program) SetPropagation(what string, tree Slot, kind uint64) {
+	p.setMount(what, tree, unix.AT_RECURSIVE, 0, 0, kind, 0)
+}
+
+func (p *Program) setMount(what string, tree Slot, flags int, set, clear, propagation uint64, namespace int) {
 	attr := make([]byte, 32) // struct mount_attr: set, clear, propagation, userns_fd
 	binary.NativeEndian.PutUint64(attr, set)
 	binary.NativeEndian.PutUint64(attr[8:], clear)
+	binary.NativeEndian.PutUint64(attr[16:], propagation)
+	binary.NativeEndian.PutUint64(attr[24:], uint64(namespace))
 	p.Call(what, unix.SYS_MOUNT_SETATTR, tree, "", flags|unix.AT_EMPTY_PATH, attr, len(attr))
 }
 
@@ -414,7 +430,7 @@ func (p *Program) SeccompNotify(filter []byte, sock int) {
 	p.Call("close listener", unix.SYS_CLOSE, listenerFD)
 }
 
-// listenerFD is where SeccompNotify places the listener for a moment: above every
+// listenerFD is where SeccompNotify places the listener for a moment, and Landlock the files of rules: above every
 // descriptor that a child is given, below every limit.
 const listenerFD = 500
 

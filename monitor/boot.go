@@ -16,7 +16,9 @@ import (
 	"manis/image"
 	"manis/image/rootfs"
 	"manis/network"
+	"manis/network/egress"
 	"manis/place"
+	"manis/policy"
 	"manis/sandbox"
 	"manis/snapshot"
 	"manis/storage"
@@ -72,6 +74,11 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	vm.RunDir = m.runDir()
+	if m.confidential() {
+		if vm, err = measured(vm); err != nil {
+			return b, err
+		}
+	}
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
 		Driver: driver,
@@ -109,6 +116,9 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	b.request.Id, b.request.Ephemeral = containerID, m.throwaway()
+	if m.confidential() {
+		return b, m.bootMeasured(ctx, b, cfg)
+	}
 	if m.claimed(ctx, b, &cfg) {
 		return b, nil
 	}
@@ -143,9 +153,13 @@ func Choose(ctx context.Context, places *place.Places, driver *qemu.Driver, cfg 
 	if err != nil {
 		return vmm.Config{}, host.Choice{}, err
 	}
+	maxMemory, maxVCPUs, err := spec.Largest(memory, vcpus)
+	if err != nil {
+		return vmm.Config{}, host.Choice{}, err
+	}
 	return vmm.Config{
 		Kernel: guest.Kernel, Initrd: guest.Initramfs,
-		MemoryBytes: memory, VCPUs: vcpus,
+		MemoryBytes: memory, VCPUs: vcpus, MaxMemoryBytes: maxMemory, MaxVCPUs: maxVCPUs,
 		Accel: accel.Accel,
 		Cmdline: []string{
 			// The kernel's dummy driver would greet every container with a card.
@@ -188,7 +202,7 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 		return err
 	}
 	b.later(release)
-	env.Verity = verityOf(root)
+	env.Verity = VerityOf(root)
 	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: rootSerial, File: root.File, ReadOnly: true})
 	if m.cfg.ReadOnly || m.cfg.Scratch.Memory {
 		return nil
@@ -207,8 +221,8 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 	return nil
 }
 
-// verityOf says how the guest checks a root filesystem.
-func verityOf(root *rootfs.Image) *agent.Verity {
+// VerityOf says how the guest checks a root filesystem.
+func VerityOf(root *rootfs.Image) *agent.Verity {
 	return &agent.Verity{
 		RootHash: root.RootHash, Salt: root.Salt, Algorithm: root.Algorithm,
 		DataBlockBytes: uint32(root.BlockSize), HashBlockBytes: uint32(root.BlockSize),
@@ -308,6 +322,10 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 		AllowHostLoopback: m.cfg.Network.AllowHostLoopback,
 		AllowLinkLocal:    m.cfg.Network.AllowLinkLocal,
 	}
+	var err error
+	if want.Egress, err = m.egress(); err != nil {
+		return err
+	}
 	if m.cfg.Network.MAC != "" {
 		mac, err := net.ParseMAC(m.cfg.Network.MAC)
 		if err != nil {
@@ -342,7 +360,7 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 		b.ports = append(b.ports, container.Port{HostIP: p.HostIP, HostPort: p.HostPort, ContainerPort: p.GuestPort, Protocol: string(p.Proto)})
 	}
 	a := stack.Guest()
-	cfg.Setup.Network = guestNetwork(&a)
+	cfg.Setup.Network = GuestNetwork(&a)
 	cfg.MAC = a.MAC.String()
 	cfg.Attach = stack.Serve
 	b.address, b.gateway, b.mac = a.IPv4.Addr().String(), a.Gateway4.String(), a.MAC.String()
@@ -350,8 +368,21 @@ func (m *Monitor) connect(ctx context.Context, b *machine, cfg *sandbox.Config, 
 	return nil
 }
 
-// guestNetwork is what the agent sets up of a network.
-func guestNetwork(a *network.Addresses) *agent.Network {
+// egress are the rules for what the container connects to: the operator's, as they are now, and its user's.
+func (m *Monitor) egress() ([]egress.Rules, error) {
+	operator, err := policy.Load(m.places.Policy())
+	if err != nil {
+		return nil, err
+	}
+	asked, err := spec.Egress(m.cfg)
+	if err != nil {
+		return nil, err
+	}
+	return operator.EgressOf(asked), nil
+}
+
+// GuestNetwork is what the agent sets up of a network.
+func GuestNetwork(a *network.Addresses) *agent.Network {
 	n := &agent.Network{
 		Device: nicDevice, Mac: a.MAC.String(), Mtu: uint32(a.MTU),
 		Addresses: []string{a.IPv4.String()}, Gateways: []string{a.Gateway4.String()},

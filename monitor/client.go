@@ -17,6 +17,7 @@ import (
 	"manis/api/monitor"
 	"manis/api/wire"
 	"manis/container"
+	"manis/vmm/jail"
 )
 
 // ErrNotRunning is returned for a container that has no monitor.
@@ -106,7 +107,7 @@ func Spawn(ctx context.Context, c *container.Container, opt SpawnOptions) (*Clie
 	cmd.Stderr = log
 	cmd.ExtraFiles = files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := jail.StartKeeper(cmd.Start); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start monitor: %w", err)
 	}

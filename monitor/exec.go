@@ -222,7 +222,7 @@ func (f *front) ExecWait(ctx context.Context, req *monitor.ExecWaitRequest) (*mo
 		// The container, and its machine, ended under the process.
 		return &monitor.WaitResponse{ExitCode: 137, Error: message(x.err)}, nil
 	}
-	return &monitor.WaitResponse{ExitCode: x.exit.ExitCode}, nil
+	return &monitor.WaitResponse{ExitCode: x.exit.ExitCode & 0xff}, nil
 }
 
 func (f *front) ExecSignal(ctx context.Context, req *monitor.ExecSignalRequest) (*monitor.Empty, error) {

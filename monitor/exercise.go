@@ -5,17 +5,15 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
-	"manis/cgroup"
 	"manis/container"
-	"manis/host/priority"
+	"manis/host/background"
 	"manis/network"
 	"manis/network/netns"
 	"manis/place"
+	"manis/pool"
 	"manis/sandbox"
 	"manis/template"
 	"manis/vmm"
@@ -49,7 +47,7 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 		if err != nil {
 			return nil, err
 		}
-		defer s.release()
+		defer s.Release()
 		claim := sandbox.Config{Setup: s.setup()}
 		if !s.tap {
 			stack, err := network.New(ctx, network.Config{})
@@ -76,13 +74,8 @@ func Exercise(ctx context.Context, places *place.Places, driver *qemu.Driver, t 
 // exercised in the background.
 const ExerciseVariable = "MANIS_EXERCISE"
 
-// ExerciseGroupsVariable in the environment says, in the form of /proc/PID/cgroup, in which control
-// groups such a machine belongs. The group of a container would not become empty with its end.
-const ExerciseGroupsVariable = "MANIS_EXERCISE_GROUPS"
-
-// exerciseLater has a process of its own, of the lowest priority, exercise a machine for
-// containers of this size, with a tap or without, if nobody does. It ends by itself and belongs to
-// nobody.
+// exerciseLater has a machine for containers of this size, with a tap or without, exercised in the background, if nobody
+// does it already.
 func exerciseLater(places *place.Places, t *template.Template, cfg *container.Config, tap bool) {
 	driver := Driver(places)
 	if os.Getenv(ExerciseVariable) == "off" || cfg.Accel == "kvm" || !Templates(places, driver).WantsSaving(t) {
@@ -90,24 +83,17 @@ func exerciseLater(places *place.Places, t *template.Template, cfg *container.Co
 	}
 	like := container.Config{Accel: cfg.Accel, Resources: cfg.Resources}
 	if tap {
-		like.Network.Mode = tapMode
+		like.Network.Mode = pool.TapMode
 	}
 	size, err := json.Marshal(like)
 	if err != nil {
 		return
 	}
-	cmd := exec.Command("/proc/self/exe", "rehearse", string(size))
-	cmd.Args[0] = "manis"
-	cmd.Env = append(os.Environ(), places.Environ()...)
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if cmd.Start() == nil {
-		go cmd.Wait()
-	}
+	background.Start(RehearseAction, string(size), places.Environ()...)
 }
 
-// tapMode is the network of a container whose machine has a tap device, as RehearseMain is told.
-const tapMode = "tap"
+// RehearseAction is the argument with which the program exercises a machine of the size in a further one.
+const RehearseAction = "rehearse"
 
 // rehearseTime bounds the exercise of a machine: on a busy host, where nobody waits for it, it may not
 // come to an end, and a guest may hang.
@@ -117,11 +103,8 @@ const rehearseTime = 5 * time.Minute
 func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	ctx, cancel := context.WithTimeout(ctx, rehearseTime)
 	defer cancel()
-	priority.Give(os.Getpid(), priority.Idle) // and what it starts
-	if groups := os.Getenv(ExerciseGroupsVariable); groups != "" {
-		if err := cgroup.Return(os.Getpid(), groups); err != nil {
-			return fmt.Errorf("leave the container's control group: %w", err)
-		}
+	if err := background.Settle(); err != nil {
+		return err
 	}
 	places, err := place.Find("", "")
 	if err != nil {
@@ -131,13 +114,13 @@ func RehearseMain(ctx context.Context, cfg *container.Config) error {
 	if err != nil {
 		return err
 	}
-	if cfg.Network.Mode == tapMode {
-		tap, err := netns.Spare()
+	if cfg.Network.Mode == pool.TapMode {
+		spare, err := netns.NewSpare()
 		if err != nil {
 			return err
 		}
-		defer tap.Close()
-		vm.NIC = &vmm.NIC{Tap: tap}
+		defer spare.Close()
+		vm.NIC = &vmm.NIC{Tap: spare.Tap}
 	}
 	vm = TemplateOf(vm)
 	store := Templates(places, driver)

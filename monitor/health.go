@@ -161,7 +161,7 @@ func (m *Monitor) probe(ctx context.Context, r *round, check container.Health) c
 	if x.err != nil {
 		return fail(message(x.err))
 	}
-	result.ExitCode = int(x.exit.ExitCode)
+	result.ExitCode = int(x.exit.ExitCode & 0xff)
 	return result
 }
 

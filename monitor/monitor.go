@@ -66,6 +66,10 @@ type Monitor struct {
 
 	// copying: the container does not run and is not to run; its files are copied.
 	copying bool
+	// evidence is what the machine of a confidential container has attested last.
+	evidence []byte
+	kept     int // events of that machine in the bundle so far
+
 	// copyErr is why what was copied may not have reached its disk.
 	copyErr error
 }

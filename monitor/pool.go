@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"os"
 
 	"manis/container"
 	"manis/place"
@@ -16,6 +17,9 @@ func PoolKind(ctx context.Context, places *place.Places, cfg *container.Config) 
 	if err != nil {
 		return pool.Kind{}, err
 	}
+	if cfg.Network.Mode == pool.TapMode {
+		vm.NIC = &vmm.NIC{Tap: os.Stdin} // which one does not matter
+	}
 	return poolKind(driver, vm)
 }
 
@@ -24,7 +28,7 @@ func poolKind(driver *qemu.Driver, vm vmm.Config) (pool.Kind, error) {
 	if err != nil {
 		return pool.Kind{}, err
 	}
-	return pool.Kind{Key: key[:poolKey], MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Accel: string(vm.Accel)}, nil
+	return pool.Kind{Key: key[:poolKey], MemoryBytes: vm.MemoryBytes, VCPUs: vm.VCPUs, Accel: string(vm.Accel), Tap: vm.NIC != nil && vm.NIC.Tap != nil}, nil
 }
 
 // Missed tells who keeps the pool that a container with this configuration could have had a

@@ -38,12 +38,17 @@ const rehearsalDisk = 32 << 20
 // rehearsalProgram is where the program of package exercise, which is this one, lies in the container.
 const rehearsalProgram = "/exercise"
 
+// rehearsalFiles is what else is in there. A name that ends with a slash is a directory's.
+var rehearsalFiles = []string{"dev/", "etc/", "etc/exercise", "proc/", "sys/", "tmp/", "usr/", "usr/exercise"}
+
 // setup is the setup of a machine that waits.
 func (s *Standby) setup() *agent.SetupRequest {
-	r := &agent.SetupRequest{Hostname: "rehearsal", Network: guestNetwork(&s.guest)}
+	r := &agent.SetupRequest{Hostname: "rehearsal", Network: GuestNetwork(&s.guest)}
 	if s.tap {
 		s.setups++
-		r.Network = takenNetwork(s.setups)
+		if r.Network = takenNetwork(s.setups); s.setups == 2 {
+			r.Network = &agent.Network{} // a container without a network
+		}
 	}
 	return r
 }
@@ -67,61 +72,64 @@ func takenNetwork(n int) *agent.Network {
 	}
 }
 
-// rehearse runs a container of no use some times, with everything that a start does, and
-// some of what comes after it.
+// stage is where a rehearsed container runs: what the machine is given for it, and the request. The
+// request has no streams yet. clear frees what the stage has taken.
+type stage struct {
+	claim   sandbox.Config
+	request *agent.CreateContainerRequest
+	clear   func()
+}
+
+// rehearse runs a container of no use some times, with everything that a start does, and some of what
+// comes after it: on a share's root where the machine is for engines, which have a tap, else on disks.
 func (s *Standby) rehearse(ctx context.Context, places *place.Places, rounds int) error {
-	root, img, err := rehearsalImage(ctx, s.dir)
-	if err != nil {
-		return fmt.Errorf("make the image of the rehearsal: %w", err)
+	set := s.sharedStage
+	if !s.tap {
+		root, img, err := rehearsalImage(ctx, s.dir)
+		if err != nil {
+			return fmt.Errorf("make the image of the rehearsal: %w", err)
+		}
+		defer os.Remove(root.Name())
+		defer root.Close()
+		set = func(ctx context.Context, cfg *container.Config) (*stage, error) {
+			return s.diskStage(ctx, places, root, img, cfg)
+		}
 	}
-	defer os.Remove(root.Name())
-	defer root.Close()
 	for round := range rounds {
-		if err := s.rehearseOnce(ctx, places, root, img, round); err != nil {
+		cfg := &container.Config{
+			ID: containerID, Hostname: "rehearsal", ShmBytes: 64 << 20, TTY: round == 1,
+			Process: container.Process{Args: []string{rehearsalProgram, "exercise"}, Env: []string{"PATH=/"}, Dir: "/"},
+		}
+		st, err := set(ctx, cfg)
+		if err == nil {
+			err = s.play(ctx, st, round > 0)
+			st.clear()
+		}
+		if err != nil {
 			return fmt.Errorf("rehearse: %w", err)
 		}
 	}
 	return nil
 }
 
-func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *os.File, img *rootfs.Image, round int) error {
-	path := filepath.Join(s.dir, "scratch")
-	if err := storage.NewBlanks(filepath.Join(places.Cache, "blank")).Clone(ctx, rehearsalDisk, path); err != nil {
+// play runs a container. With visited, others come to see it.
+func (s *Standby) play(ctx context.Context, st *stage, visited bool) error {
+	if err := s.sandbox.Claim(ctx, st.claim); err != nil {
 		return err
 	}
-	defer os.Remove(path)
-	scratch, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer scratch.Close()
-	disks := []vmm.Disk{{Serial: rootSerial, File: root, ReadOnly: true}, {Serial: scratchSerial, File: scratch, Sync: vmm.SyncUnsafe}}
-	if err := s.sandbox.Claim(ctx, sandbox.Config{VM: vmm.Config{Disks: disks}, Setup: s.setup()}); err != nil {
-		return err
-	}
-	cfg := &container.Config{
-		ID: containerID, Hostname: "rehearsal", ShmBytes: 64 << 20, TTY: round == 1,
-		Process: container.Process{Args: []string{rehearsalProgram, "exercise"}, Env: []string{"PATH=/"}, Dir: "/"},
-	}
-	request, err := spec.Build(cfg, spec.Environment{
-		RootDisk: rootSerial, ScratchDisk: scratchSerial, Verity: verityOf(img), Network: &s.guest, Filled: map[int]bool{},
-	})
-	if err != nil {
-		return err
-	}
-	request.Id, request.Ephemeral = containerID, true
+	st.request.Id, st.request.Ephemeral = containerID, true
 	var said words
-	if err := s.streams(request.Process, &said); err != nil {
+	if err := s.streams(st.request.Process, &said); err != nil {
 		return err
 	}
-	if _, err := s.sandbox.CreateContainer(ctx, request); err != nil {
+	if _, err := s.sandbox.CreateContainer(ctx, st.request); err != nil {
 		return err
 	}
 	if _, err := s.sandbox.StartContainer(ctx, &agent.StartContainerRequest{Id: containerID}); err != nil {
 		return err
 	}
-	if round > 0 {
-		s.visit(ctx, request.Process)
+	if visited {
+		s.visit(ctx, st.request.Process)
 	}
 	exit, err := s.sandbox.Wait(ctx, containerID, "")
 	if err != nil {
@@ -131,6 +139,36 @@ func (s *Standby) rehearseOnce(ctx context.Context, places *place.Places, root *
 		fmt.Fprintf(os.Stderr, "a part of the rehearsal failed, which makes starts slower: %s\n", said.text())
 	}
 	return s.sandbox.RemoveContainer(ctx, containerID)
+}
+
+// diskStage is that of images: a read-only disk with a writable one over it.
+func (s *Standby) diskStage(ctx context.Context, places *place.Places, root *os.File, img *rootfs.Image, cfg *container.Config) (_ *stage, err error) {
+	path := filepath.Join(s.dir, "scratch")
+	if err := storage.NewBlanks(filepath.Join(places.Cache, "blank")).Clone(ctx, rehearsalDisk, path); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(path)
+		}
+	}()
+	scratch, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := spec.Build(cfg, spec.Environment{
+		RootDisk: rootSerial, ScratchDisk: scratchSerial, Verity: VerityOf(img), Network: &s.guest, Filled: map[int]bool{},
+	})
+	if err != nil {
+		scratch.Close()
+		return nil, err
+	}
+	disks := []vmm.Disk{{Serial: rootSerial, File: root, ReadOnly: true}, {Serial: scratchSerial, File: scratch, Sync: vmm.SyncUnsafe}}
+	return &stage{
+		claim:   sandbox.Config{VM: vmm.Config{Disks: disks}, Setup: s.setup()},
+		request: request,
+		clear:   func() { scratch.Close(); os.Remove(path) },
+	}, nil
 }
 
 // visit does with the running container what users do. What fails, because the
@@ -263,7 +301,7 @@ func rehearsalLayer(dir string) (_ *os.File, digest string, err error) {
 	}()
 	h := sha256.New()
 	w := tar.NewWriter(io.MultiWriter(layer, h))
-	for _, name := range []string{"dev/", "etc/", "etc/exercise", "proc/", "sys/", "tmp/", "usr/", "usr/exercise"} {
+	for _, name := range rehearsalFiles {
 		head := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o755}
 		if name[len(name)-1] == '/' {
 			head.Typeflag = tar.TypeDir

@@ -22,7 +22,7 @@ import (
 type round struct {
 	sandbox *sandbox.Sandbox
 	setup   *agent.SetupRequest
-	lines   []*line // all streams of the first process
+	lines   []*sandbox.Line // all streams of the first process
 	tty     bool
 	stdin   input
 	stdout  output
@@ -119,6 +119,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 		if r.boot.Err() != nil {
 			err = errNotStarted
 		}
+		m.keepBundle(ctx, r)
 		if r.sandbox != nil {
 			r.sandbox.Kill()
 		}
@@ -150,14 +151,17 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	}
 	m.save()
 	closeOnce(m.started)
+	// Before the change is told: who is woken by it asks whether the process runs, and is not woken again.
+	close(r.began)
 	m.change()
 	m.mu.Unlock()
-	close(r.began)
 	if nowRows, nowColumns := r.size(); nowRows != rows || nowColumns != columns {
 		// Changed while the process was being started.
 		r.sandbox.Resize(ctx, &agent.ResizeRequest{Id: containerID, Rows: nowRows, Columns: nowColumns})
 	}
 
+	// Should machine or monitor be killed, this is what is left.
+	m.keepBundle(ctx, r)
 	health := m.watchHealth(ctx, r)
 	exit, waitErr := r.sandbox.Wait(ctx, containerID, "")
 	close(r.ended)
@@ -165,6 +169,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 	if waitErr == nil {
 		r.pumps.Wait()
 	}
+	m.keepBundle(ctx, r)
 	if waitErr == nil && !m.throwaway() {
 		r.sandbox.Stop(ctx)
 	} else {
@@ -186,7 +191,7 @@ func (m *Monitor) round(ctx context.Context) (err error) {
 			m.state.Error = waitErr.Error()
 		}
 	} else {
-		m.state.ExitCode = int(exit.ExitCode)
+		m.state.ExitCode = int(exit.ExitCode & 0xff)
 		m.state.OOMKilled = exit.OomKilled
 	}
 	m.save()
@@ -274,7 +279,7 @@ func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateCo
 		if err != nil {
 			return nil, 0, err
 		}
-		l := newLine(name, conn)
+		l := sandbox.NewLine(name, conn)
 		r.lines = append(r.lines, l)
 		return l, token, nil
 	}
@@ -290,6 +295,9 @@ func (m *Monitor) openStreams(ctx context.Context, r *round, req *agent.CreateCo
 		}()
 	}
 	p := req.Process
+	if m.confidential() && !m.logged() {
+		return nil
+	}
 	if r.tty {
 		conn, token, err := open("console")
 		if err != nil {

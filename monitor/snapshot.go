@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strings"
 	"time"
@@ -53,11 +52,11 @@ func (f *front) Checkpoint(ctx context.Context, req *monitor.CheckpointRequest) 
 	}
 	away := false
 	save := func(ctx context.Context, pages, resumer *os.File) (*vmm.Saved, error) {
-		if err := r.park(ctx); err != nil {
+		if err := sandbox.ParkAll(ctx, r.lines); err != nil {
 			return nil, fmt.Errorf("the container does not read its input: %w", err)
 		}
 		if err := r.sandbox.Detach(ctx, true); err != nil {
-			r.unpark()
+			sandbox.UnparkAll(r.lines)
 			return nil, err
 		}
 		away = true
@@ -76,7 +75,7 @@ func (f *front) Checkpoint(ctx context.Context, req *monitor.CheckpointRequest) 
 		f.mu.Lock()
 		f.wantsStop = true
 		f.mu.Unlock()
-		r.unpark()
+		sandbox.UnparkAll(r.lines)
 		r.sandbox.Kill()
 		<-r.ended
 		return &monitor.Empty{}, nil
@@ -107,74 +106,28 @@ func (m *Monitor) comeBack(ctx context.Context, r *round) error {
 	if err := r.sandbox.Reattach(ctx, r.setup); err != nil {
 		return err
 	}
-	return m.adopt(ctx, r)
-}
-
-// adopt connects the streams of a container in a machine that was saved.
-func (m *Monitor) adopt(ctx context.Context, r *round) error {
-	request := &agent.AdoptRequest{Id: containerID}
-	conns := make([]net.Conn, len(r.lines))
-	for i, l := range r.lines {
-		conn, token, err := r.sandbox.Stream()
-		if err != nil {
-			return err
-		}
-		conns[i] = conn
-		switch l.name {
-		case "console":
-			request.Stdin, request.Stdout = token, token
-		case "stdin":
-			request.Stdin = token
-		case "stdout":
-			request.Stdout = token
-		case "stderr":
-			request.Stderr = token
-		}
-	}
-	if err := r.sandbox.Adopt(ctx, request); err != nil {
-		return err
-	}
-	for i, l := range r.lines {
-		l.unpark(conns[i])
-	}
-	return nil
-}
-
-// park holds the container's input back; see line.
-func (r *round) park(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	for i, l := range r.lines {
-		if err := l.park(ctx); err != nil {
-			for _, l := range r.lines[:i] {
-				l.unpark(nil)
-			}
-			return err
-		}
-	}
-	return nil
-}
-
-func (r *round) unpark() {
-	for _, l := range r.lines {
-		l.unpark(nil)
-	}
+	return r.sandbox.Return(ctx, containerID, r.lines)
 }
 
 // goOn makes the machine of a container that goes on from a snapshot.
 func (m *Monitor) goOn(ctx context.Context, b *machine, cfg *sandbox.Config, s *snapshot.Snapshot) (err error) {
 	ctx, span := trace.Start(ctx, "snapshot")
 	defer span.End()
-	vm := TemplateOf(cfg.VM)
-	vm.Saved = s.Machine()
-	cfg.VM = vm
-	if cfg.MAC == "" {
-		cfg.MAC = templateMAC
-	}
 	b.boot, b.continued, b.hook = "snapshot "+m.cfg.Snapshot, true, s.Info.Hook
 	b.request = &agent.CreateContainerRequest{Id: containerID, Process: &agent.Process{}}
-	b.sandbox, err = sandbox.Start(ctx, *cfg)
+	b.sandbox, err = Continue(ctx, *cfg, s.Machine())
 	return err
+}
+
+// Continue makes the machine that config describes, which goes on from a saved one that came from
+// a template of this size.
+func Continue(ctx context.Context, config sandbox.Config, saved *vmm.Saved) (*sandbox.Sandbox, error) {
+	config.VM = TemplateOf(config.VM)
+	config.VM.Saved = saved
+	if config.MAC == "" {
+		config.MAC = templateMAC
+	}
+	return sandbox.Start(ctx, config)
 }
 
 // fork puts the snapshot's writable layer in the place of the container's.

@@ -18,6 +18,7 @@ import (
 	"manis/container"
 	"manis/host/priority"
 	"manis/network"
+	"manis/network/netns"
 	"manis/place"
 	"manis/pool"
 	"manis/sandbox"
@@ -41,6 +42,7 @@ type Standby struct {
 	setups    int
 	dir       string // with the rehearsal's disks
 	pool      string // the directory of the pool that it belongs to; empty: none
+	spare     *netns.Spare
 }
 
 // Waiting lists the sockets of machines that wait for a container with this configuration, whose machine
@@ -79,54 +81,20 @@ func poolable(cfg *container.Config) bool {
 	return true
 }
 
-// claimRequest is the message by which a front end claims a machine. With it come the connection
-// to the front end and the file for the monitor's own messages.
-type claimRequest struct {
-	ID   string `json:"id"`
-	Root string `json:"root"`
-}
-
-// claimTime bounds how long a waiting machine may take to accept: it only takes a lock.
-const claimTime = 2 * time.Second
-
-// claim gives a container to the first waiting machine that takes it.
-func claim(ctx context.Context, sockets []string, c *container.Container, front, log *os.File) bool {
-	if len(sockets) == 0 {
-		return false
+// StandbyMain is the body of a program's word standby, by which manisd starts it: it makes a machine of the size, JSON of a
+// container.Config, says on descriptor 3 when it waits and when it is claimed, and then is a container's monitor, or what pods makes
+// of it. It ends when descriptor 4, which its starter closes, ends first.
+func StandbyMain(ctx context.Context, size string, pods PodOwners) error {
+	cfg := new(container.Config)
+	if err := json.Unmarshal([]byte(size), cfg); err != nil {
+		return fmt.Errorf("read the size of the machine: %w", err)
 	}
-	ctx, span := trace.Start(ctx, "claim")
-	defer span.End()
-	request, err := json.Marshal(claimRequest{ID: c.ID, Root: c.Dir()})
-	if err != nil {
-		return false
+	w, idle := os.NewFile(3, "reports"), os.NewFile(4, "idle")
+	if w == nil || idle == nil {
+		return errors.New("this word is manisd's: it needs descriptors 3 and 4")
 	}
-	rights := unix.UnixRights(int(front.Fd()), int(log.Fd()))
-	for _, path := range sockets {
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
-		if err != nil {
-			if errors.Is(err, unix.ECONNREFUSED) {
-				os.Remove(path) // its process was killed
-			}
-			continue
-		}
-		conn.SetDeadline(time.Now().Add(claimTime))
-		answer := make([]byte, 1)
-		_, _, err = conn.(*net.UnixConn).WriteMsgUnix(request, rights, nil)
-		if err == nil {
-			_, err = io.ReadFull(conn, answer)
-		}
-		conn.Close()
-		if err == nil {
-			return true
-		}
-	}
-	return false
-}
-
-// StandbyMain is the body of `manis standby`: it makes a machine of the size that cfg asks for,
-// says on w when it waits and when it is claimed, and then is a container's monitor. It ends
-// when idle, which its starter closes, ends first.
-func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle io.Reader) error {
+	unix.CloseOnExec(3)
+	unix.CloseOnExec(4)
 	places, err := place.Find("", "")
 	if err != nil {
 		return err
@@ -144,7 +112,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 	if err != nil {
 		return err
 	}
-	defer s.release()
+	defer s.Release()
 	listener, path, err := s.listen(places)
 	if err != nil {
 		return err
@@ -165,7 +133,7 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 		if err != nil {
 			return errors.New("waited for a container in vain")
 		}
-		id, first, log, err := s.accept(conn, places)
+		c, err := s.accept(conn, places, pods)
 		if err != nil {
 			conn.Close()
 			continue
@@ -174,20 +142,27 @@ func StandbyMain(ctx context.Context, cfg *container.Config, w io.Writer, idle i
 		// Nobody else finds it any more.
 		os.Remove(path)
 		listener.Close()
-		if log != nil {
-			unix.Dup3(int(log.Fd()), 2, 0)
-			log.Close()
-		}
+		unix.Dup3(int(c.log.Fd()), 2, 0)
+		c.log.Close()
 		unix.Chdir("/")
-		return own(ctx, places, id, task{first: first, standby: s, ready: func() {
+		ready := func() {
 			s.hurry()
-			conn.Write([]byte{1})
+			fmt.Fprintf(conn, "%d\n", s.sandbox.VM().Info().PID)
 			conn.Close()
 			fmt.Fprintln(w, "claimed", time.Since(began).Microseconds())
-			if c, ok := w.(io.Closer); ok {
-				c.Close()
-			}
-		}})
+			w.Close()
+		}
+		if c.request.Pod != "" {
+			ready()
+			claim := &PodClaim{Dir: c.request.Pod, Listener: c.file, Order: c.request.Order}
+			return pods.of(claim)(ctx, places, claim, s)
+		}
+		first, err := net.FileConn(c.file)
+		c.file.Close()
+		if err != nil {
+			return err
+		}
+		return own(ctx, places, c.request.ID, task{first: first, standby: s, ready: ready})
 	}
 }
 
@@ -206,59 +181,23 @@ func (s *Standby) listen(places *place.Places) (*net.UnixListener, string, error
 	return l, path, nil
 }
 
-// accept reads a claim, which only this user may make.
-func (s *Standby) accept(conn *net.UnixConn, places *place.Places) (id string, first net.Conn, log *os.File, err error) {
-	conn.SetDeadline(time.Now().Add(claimTime))
-	uid, err := pool.Peer(conn)
-	if err != nil {
-		return "", nil, nil, err
-	}
-	if uid != os.Geteuid() {
-		return "", nil, nil, errors.New("claimed by another user")
-	}
-	b, oob := make([]byte, 4096), make([]byte, unix.CmsgSpace(8))
-	n, oobn, _, _, err := conn.ReadMsgUnix(b, oob)
-	if err != nil {
-		return "", nil, nil, err
-	}
-	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
-	if err != nil || len(messages) != 1 {
-		return "", nil, nil, errors.New("a claim without descriptors")
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 2 {
-		for _, fd := range fds {
-			unix.Close(fd)
-		}
-		return "", nil, nil, errors.New("a claim without its two descriptors")
-	}
-	for _, fd := range fds {
-		unix.CloseOnExec(fd)
-	}
-	log = os.NewFile(uintptr(fds[1]), "log")
-	first, err = fileConn(fds[0])
-	var r claimRequest
-	if err == nil {
-		err = json.Unmarshal(b[:n], &r)
-	}
-	if err == nil && filepath.Dir(r.Root) != places.Containers() {
-		err = errors.New("a claim of another installation")
-	}
-	if err != nil {
-		log.Close()
-		if first != nil {
-			first.Close()
-		}
-		return "", nil, nil, err
-	}
-	return r.ID, first, log, nil
-}
-
 // newStandby makes a machine that has run a container of no use, or is a copy of one that has.
 func newStandby(ctx context.Context, places *place.Places, cfg *container.Config) (_ *Standby, err error) {
 	vm, driver, err := Machine(ctx, places, cfg)
 	if err != nil {
 		return nil, err
+	}
+	var spare *netns.Spare
+	if cfg.Network.Mode == pool.TapMode {
+		if spare, err = netns.NewSpare(); err != nil {
+			return nil, err
+		}
+		defer func() {
+			if err != nil {
+				spare.Close()
+			}
+		}()
+		vm.NIC = &vmm.NIC{Tap: spare.Tap}
 	}
 	vm = TemplateOf(vm)
 	t, err := Templates(places, driver).Get(ctx, vm, nil)
@@ -268,7 +207,7 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 	if err := Exercise(ctx, places, driver, t, vm, false); err != nil {
 		fmt.Fprintf(os.Stderr, "rehearsing in every machine: %v\n", err)
 	}
-	if err := os.MkdirAll(places.Pool(), 0o700); err != nil {
+	if err = os.MkdirAll(places.Pool(), 0o700); err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -277,12 +216,12 @@ func newStandby(ctx context.Context, places *place.Places, cfg *container.Config
 		pool.Leave(places.Pool())
 		return nil, err
 	}
-	s.pool = places.Pool()
-	if s.exercised {
+	s.pool, s.spare = places.Pool(), spare
+	if s.exercised || s.tap && t.Saved() != nil {
 		return s, nil // it has answered, and what a rehearsal would still save takes the next machine's time
 	}
-	if err := s.rehearse(ctx, places, 1); err != nil {
-		s.release()
+	if err = s.rehearse(ctx, places, 1); err != nil {
+		s.Release()
 		return nil, err
 	}
 	return s, nil
@@ -294,7 +233,7 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	s := &Standby{template: t, key: t.Info.Key, tap: vm.NIC.Tap != nil}
 	defer func() {
 		if err != nil {
-			s.release()
+			s.Release()
 		}
 	}()
 	s.dir = dir
@@ -303,6 +242,11 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 		return nil, err
 	}
 	vm.RunDir, vm.CodeCache = s.dir, standbyCode
+	if s.tap {
+		if vm, err = s.share(vm, t.Saved() == nil); err != nil {
+			return nil, err
+		}
+	}
 	// What the network will be is known before it is there.
 	stack, err := network.New(ctx, network.Config{})
 	if err != nil {
@@ -312,17 +256,20 @@ func cloneStandby(ctx context.Context, driver *qemu.Driver, t *template.Template
 	stack.Close()
 	s.sandbox, s.exercised, err = startClone(ctx, sandbox.Config{
 		Driver: driver, VM: vm, MAC: s.guest.MAC.String(), Hold: !s.tap,
-		Setup: &agent.SetupRequest{Network: guestNetwork(&s.guest)},
+		Setup: &agent.SetupRequest{Network: GuestNetwork(&s.guest)},
 	}, t)
 	return s, err
 }
 
-// release ends the machine.
-func (s *Standby) release() {
+// Release ends the machine.
+func (s *Standby) Release() {
 	if s.sandbox != nil {
 		s.sandbox.Kill()
 	}
 	s.template.Close()
+	if s.spare != nil {
+		s.spare.Close()
+	}
 	if s.dir != "" {
 		os.RemoveAll(s.dir)
 	}
@@ -348,11 +295,11 @@ func (m *Monitor) claimed(ctx context.Context, b *machine, cfg *sandbox.Config) 
 	ctx, span := trace.Start(ctx, "claim")
 	defer span.End()
 	if err := s.sandbox.Claim(ctx, *cfg); err != nil {
-		s.release() // before the next machine is given the same network
+		s.Release() // before the next machine is given the same network
 		fmt.Fprintf(os.Stderr, "cloning a template instead of using the machine that waited: %v\n", err)
 		return false
 	}
-	b.later(s.release)
-	b.sandbox, b.boot = s.sandbox, "pool "+s.key
+	b.later(s.Release)
+	b.sandbox, b.boot = s.sandbox, s.Boot()
 	return true
 }

@@ -50,19 +50,19 @@ func TestClaimRace(t *testing.T) {
 				if err != nil {
 					return
 				}
-				id, first, log, err := s.accept(conn, places)
+				c, err := s.accept(conn, places, PodOwners{})
 				if err != nil {
 					conn.Close()
 					continue
 				}
 				os.Remove(path)
 				l.Close()
-				first.Close()
-				log.Close()
+				c.file.Close()
+				c.log.Close()
 				mu.Lock()
-				given[id] = append(given[id], i)
+				given[c.request.ID] = append(given[c.request.ID], i)
 				mu.Unlock()
-				conn.Write([]byte{1})
+				fmt.Fprintln(conn, 1)
 				conn.Close()
 				return
 			}
@@ -159,7 +159,7 @@ func TestNonsenseIsNoClaim(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, _, err := s.accept(conn, places); err == nil {
+		if _, err := s.accept(conn, places, PodOwners{}); err == nil {
 			t.Errorf("%s is a claim", name)
 		}
 		conn.Close()

@@ -104,9 +104,6 @@ func templateFor(ctx context.Context, places *place.Places, cfg *container.Confi
 	if cfg.Boot == "cold" {
 		return nil, "cold (asked for)", nil
 	}
-	if len(config.VM.MoreNICs) > 0 {
-		return nil, "cold (it has several network interfaces)", nil
-	}
 	ctx, span := trace.Start(ctx, "template")
 	defer span.End()
 	vm := TemplateOf(config.VM)

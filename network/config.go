@@ -6,6 +6,8 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+
+	"manis/network/egress"
 )
 
 // Limits of the MTU: IPv6 needs 1280, and a virtio card cannot carry an IP packet of more than 65535 bytes.
@@ -59,6 +61,9 @@ type Config struct {
 	AllowHostLoopback bool
 	// AllowLinkLocal lets the guest reach 169.254.0.0/16 and the clouds' metadata addresses outside of it.
 	AllowLinkLocal bool
+	// Egress narrows what the guest reaches: each list has to open it. With none all is open that the rest of the
+	// configuration leaves so. The gateway, where AllowHostLoopback opens it, is a destination like any other.
+	Egress []egress.Rules
 
 	// MaxConnections bounds the guest's TCP connections, both ways together. DefaultMaxConnections when 0.
 	MaxConnections int

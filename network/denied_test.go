@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"manis/network/egress"
 )
 
 func addrs(list ...string) []netip.Addr {
@@ -66,10 +68,10 @@ func TestPolicy(t *testing.T) {
 	}
 	for _, gateway := range addrs("192.168.127.1", "fd6d:616e:6973::1") {
 		at := netip.AddrPortFrom(gateway, 80)
-		if to, why := closed.target(at); why != deniedLoopback {
+		if to, why := closed.target(egress.TCP, at); why != deniedLoopback {
 			t.Errorf("gateway %s: %v, %q", gateway, to, why)
 		}
-		if to, why := loop.target(at); why != allowed || !to.Addr().IsLoopback() || to.Port() != 80 {
+		if to, why := loop.target(egress.TCP, at); why != allowed || !to.Addr().IsLoopback() || to.Port() != 80 {
 			t.Errorf("gateway %s, opened: %v, %q", gateway, to, why)
 		}
 	}

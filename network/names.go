@@ -9,11 +9,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 	"golang.org/x/time/rate"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+
+	"manis/network/egress"
 )
 
 const (
@@ -31,6 +34,8 @@ type names struct {
 	port    uint16 // of the servers
 	limit   *rate.Limiter
 	busy    chan struct{} // one for each query on its way
+	// egress says which names may be looked up, and hears of the addresses that they have.
+	egress *egress.Guard
 }
 
 func newNames(c Config, p *policy) (*names, error) {
@@ -48,6 +53,7 @@ func newNames(c Config, p *policy) (*names, error) {
 		port:    dnsPort,
 		limit:   rate.NewLimiter(queriesPerSec, queryBurst),
 		busy:    make(chan struct{}, maxQueries),
+		egress:  p.egress,
 	}, nil
 }
 
@@ -138,10 +144,15 @@ func (n *names) resolve(ctx context.Context, query []byte, network string) []byt
 	if why := q.refusal(); why != dnsmessage.RCodeSuccess {
 		return q.reply(why)
 	}
+	if !n.egress.MayLookUp(q.name.Name.String()) {
+		// As one that does not exist: with another error a resolver would not go on to the next name of its search list.
+		return q.reply(dnsmessage.RCodeNameError)
+	}
 	for _, server := range n.upstream() {
 		answer, err := n.exchange(ctx, q, netip.AddrPortFrom(server, n.port), network)
 		if err == nil {
 			binary.BigEndian.PutUint16(answer, q.id)
+			n.bind(q, answer)
 			return answer
 		}
 		if ctx.Err() != nil {
@@ -150,6 +161,57 @@ func (n *names) resolve(ctx context.Context, query []byte, network string) []byt
 	}
 	return q.reply(dnsmessage.RCodeServerFailure)
 }
+
+// bind tells the egress rules which addresses an answer gives the name that was asked for, itself or by aliases.
+func (n *names) bind(q question, answer []byte) {
+	if n.egress == nil {
+		return
+	}
+	var p dnsmessage.Parser
+	if _, err := p.Start(answer); err != nil || p.SkipAllQuestions() != nil {
+		return
+	}
+	// The order of an answer's records is not fixed, but aliases come before what they lead to.
+	own := []dnsmessage.Name{q.name.Name}
+	for range maxRecords {
+		h, err := p.AnswerHeader()
+		if err != nil {
+			return
+		}
+		mine := h.Class == dnsmessage.ClassINET && slices.ContainsFunc(own, func(o dnsmessage.Name) bool { return equalNames(o, h.Name) })
+		lasts := time.Duration(h.TTL) * time.Second
+		switch {
+		case mine && h.Type == dnsmessage.TypeA:
+			r, err := p.AResource()
+			if err != nil {
+				return
+			}
+			n.egress.Bind(q.name.Name.String(), netip.AddrFrom4(r.A), lasts)
+		case mine && h.Type == dnsmessage.TypeAAAA:
+			r, err := p.AAAAResource()
+			if err != nil {
+				return
+			}
+			n.egress.Bind(q.name.Name.String(), netip.AddrFrom16(r.AAAA), lasts)
+		case mine && h.Type == dnsmessage.TypeCNAME && len(own) < maxAliases:
+			r, err := p.CNAMEResource()
+			if err != nil {
+				return
+			}
+			own = append(own, r.CNAME)
+		default:
+			if p.SkipAnswer() != nil {
+				return
+			}
+		}
+	}
+}
+
+// Bounds of what is read of an answer.
+const (
+	maxRecords = 256
+	maxAliases = 17
+)
 
 // question is all that goes on from a guest's query.
 type question struct {

@@ -33,7 +33,7 @@ func (s *Stack) ping(proto tcpip.NetworkProtocolNumber, packet []byte) {
 	}
 	e := s.sessions.find(f)
 	if e == nil {
-		if s.gate.policy.check(dst) != allowed {
+		if s.gate.policy.echo(dst) != allowed {
 			return
 		}
 		socket, err := pingSocket(dst)

@@ -1,6 +1,10 @@
 package network
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"manis/network/egress"
+)
 
 // policy decides which destinations the guest may reach. It is the only place that does, and it is asked
 // twice: by the gate for every packet, and again before a socket of the host is opened.
@@ -9,6 +13,8 @@ type policy struct {
 	linkLocal    bool
 	subnets      []netip.Prefix // of the link itself
 	gateways     []netip.Addr
+	// egress narrows what is left: it decides by port and protocol, so it is asked where a socket is opened.
+	egress *egress.Guard
 }
 
 // denial says why a destination is out of reach. Empty means that it is not.
@@ -20,6 +26,7 @@ const (
 	deniedLinkLocal denial = "a link-local or metadata address (--allow-link-local opens it)"
 	deniedLink      denial = "an address of the sandbox's own link"
 	deniedGroup     denial = "a multicast, broadcast or unspecified address"
+	deniedEgress    denial = "not in the sandbox's egress rules"
 )
 
 // metadata are the addresses clouds serve credentials and instance data at, outside of link-local space.
@@ -99,11 +106,14 @@ func embedded4(dst netip.Addr) (netip.Addr, bool) {
 }
 
 // target returns the address to dial on the host for a destination of the guest: the same one, but for the
-// gateway, which stands for the host's loopback when that is allowed.
-func (p *policy) target(dst netip.AddrPort) (netip.AddrPort, denial) {
+// gateway, which stands for the host's loopback when that is allowed. The protocol is TCP or UDP.
+func (p *policy) target(protocol egress.Protocol, dst netip.AddrPort) (netip.AddrPort, denial) {
 	if p.isGateway(dst.Addr()) {
 		if !p.hostLoopback {
 			return netip.AddrPort{}, deniedLoopback
+		}
+		if !p.egress.Allows(protocol, dst) {
+			return netip.AddrPort{}, deniedEgress
 		}
 		loopback := netip.IPv6Loopback()
 		if dst.Addr().Is4() {
@@ -114,7 +124,21 @@ func (p *policy) target(dst netip.AddrPort) (netip.AddrPort, denial) {
 	if why := p.check(dst.Addr()); why != allowed {
 		return netip.AddrPort{}, why
 	}
+	if !p.egress.Allows(protocol, dst) {
+		return netip.AddrPort{}, deniedEgress
+	}
 	return netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port()), allowed
+}
+
+// echo returns why the guest may not send an echo request to dst, or allowed.
+func (p *policy) echo(dst netip.Addr) denial {
+	if why := p.check(dst); why != allowed {
+		return why
+	}
+	if !p.egress.Allows(egress.ICMP, netip.AddrPortFrom(dst, 0)) {
+		return deniedEgress
+	}
+	return allowed
 }
 
 func (p *policy) isGateway(a netip.Addr) bool {

@@ -15,6 +15,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"manis/network/egress"
 )
 
 // nicID is the only network card of the stack.
@@ -73,6 +75,7 @@ func New(ctx context.Context, config Config) (*Stack, error) {
 			linkLocal:    config.AllowLinkLocal,
 			subnets:      []netip.Prefix{config.Subnet, config.Subnet6},
 			gateways:     []netip.Addr{s.guest.Gateway4, s.guest.Gateway6},
+			egress:       egress.NewGuard(config.Egress),
 		},
 		mac:      [6]byte(config.MAC),
 		gateway:  [6]byte(DefaultGatewayMAC),

@@ -14,6 +14,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"manis/network/egress"
 )
 
 // forwardTCP turns a connection request of the guest into a connection of the host. The guest's handshake
@@ -45,8 +47,9 @@ func (s *Stack) forwardTCP(r *tcp.ForwarderRequest) {
 		}
 		return
 	}
-	target, why := s.gate.policy.target(dst)
+	target, why := s.gate.policy.target(egress.TCP, dst)
 	if why != allowed {
+		s.link.stats.refused.Add(1)
 		r.Complete(true)
 		return
 	}

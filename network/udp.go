@@ -13,6 +13,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
+
+	"manis/network/egress"
 )
 
 // flow names a UDP session by its two ends as the guest sees them.
@@ -165,8 +167,9 @@ func (s *Stack) forwardUDP(id stack.TransportEndpointID, pkt *stack.PacketBuffer
 	}
 	e := s.sessions.find(f)
 	if e == nil {
-		target, why := s.gate.policy.target(f.peer)
+		target, why := s.gate.policy.target(egress.UDP, f.peer)
 		if why != allowed {
+			s.link.stats.refused.Add(1)
 			return false // the stack says "port unreachable"
 		}
 		if e = s.openSession(f, target); e == nil {

@@ -169,7 +169,7 @@ func (a *app) tree() *cobra.Command {
 	root.AddCommand(
 		a.createCommand(), a.runCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
 		a.execCommand(), a.pauseCommand(), a.resumeCommand(), a.listCommand(), a.psCommand(), a.eventsCommand(),
-		a.updateCommand(), a.specCommand(), a.featuresCommand(),
+		a.updateCommand(), a.specCommand(), a.featuresCommand(), a.checkpointCommand(), a.restoreCommand(),
 	)
 	return root
 }

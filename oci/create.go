@@ -2,8 +2,6 @@ package oci
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -26,8 +24,11 @@ import (
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/cgroup"
+	"manis/container"
+	"manis/host/background"
 	"manis/monitor"
 	"manis/pod"
+	"manis/vmm/jail"
 )
 
 // creation is what create and run are asked for.
@@ -36,6 +37,9 @@ type creation struct {
 	preserveFDs                    int
 	detach                         bool // run
 	keep                           bool
+	// Of restore: the directory of the checkpoint, and what is called when the container runs.
+	image    string
+	restored func()
 }
 
 func (o *creation) flags(cmd *cobra.Command) {
@@ -121,6 +125,14 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		Annotations: b.Spec.Annotations, Hooks: b.Spec.Hooks, Terminal: terminal,
 	}
 	netns, newNetns, err := networkOf(b.Spec)
+	userNetwork := errors.Is(err, errHostNetwork) && b.Spec.Annotations[networkAnnotation] == "user"
+	if word := b.Spec.Annotations[networkAnnotation]; word != "" && word != "user" {
+		return nil, fmt.Errorf("config.json: annotation %s: %q is not one that there is: want user, which counts where the host's network is asked for", networkAnnotation, word)
+	}
+	if err != nil && !userNetwork {
+		return nil, err
+	}
+	egress, err := a.permit(b, plan, id, userNetwork)
 	if err != nil {
 		return nil, err
 	}
@@ -168,7 +180,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	if st.Pod = joined.pod; st.Pod == "" {
-		st.Pod = a.podDir(id)
+		st.Pod = pod.Dir(a.places, a.store.root, id)
 	}
 	var asked string
 	if b.Spec.Linux != nil {
@@ -184,7 +196,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	}
 	if joined.pod == "" {
 		undo = append(undo, func() { os.RemoveAll(st.Pod) })
-		if err := makePodDir(st.Pod); err != nil {
+		if err := pod.MakeDir(st.Pod); err != nil {
 			return nil, err
 		}
 	}
@@ -209,33 +221,47 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 		return nil, err
 	}
 	client := pod.At(pod.Socket(st.Pod))
-	if joined.pod == "" {
-		if err := a.startPod(st.Pod, group); err != nil {
-			return nil, err
-		}
-	}
 	config, err := json.Marshal(b.Spec)
 	if err != nil {
 		return nil, err
 	}
 	request := &pod.CreateRequest{ID: id, Bundle: b.Dir, Config: config, Accel: b.Spec.Annotations["manis.accel"], Boot: b.Spec.Annotations["manis.boot"]}
+	request.Image = o.image
+	if group != nil && strings.HasPrefix(st.Group, "/") {
+		request.Group = st.Group
+	}
 	request.JoinPID, request.JoinIPC, request.JoinUTS = joined.with[specs.PIDNamespace], joined.with[specs.IPCNamespace], joined.with[specs.UTSNamespace]
 	if netns != "" || newNetns {
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
+	request.UserNetwork, request.Egress = userNetwork, egress
 	request.Rows, request.Columns = sizeOf(slave)
-	if err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...); err != nil {
+	if joined.pod == "" {
+		var size *container.Config
+		if request.Image == "" && !request.UserNetwork && (request.Boot == "" || request.Boot == "auto") {
+			size = &container.Config{Accel: request.Accel, Resources: plan.Resources}
+		}
+		if err := a.startPod(ctx, st.Pod, group, size); err != nil {
+			return nil, err
+		}
+	}
+	made, err := client.Create(ctx, request, append([]*os.File{proxy.Socket}, files...)...)
+	if err != nil {
 		return nil, err
 	}
+	defer made.Close()
 	undo = append(undo, func() { client.Remove(context.WithoutCancel(ctx), id) })
 	switch {
 	case joined.pod != "":
 		err = a.liftLimits(joined.pod)
 	case group != nil && b.Spec.Linux != nil && b.Spec.Linux.Resources != nil:
-		err = limitGroup(group, b.Spec.Annotations, b.Spec.Linux.Resources.CPU)
+		err = limitGroup(group, b.Spec.Annotations, b.Spec.Linux.Resources)
 	}
 	if err != nil && hostRoot() {
 		return nil, err
+	}
+	if err := limitBlockIO(group, plan.BlockIO, joined.pod != ""); err != nil {
+		return nil, fmt.Errorf("config.json: linux.resources.blockIO: %w", err)
 	}
 	if master != nil {
 		if err := sendTerminal(ctx, o.consoleSocket, master); err != nil {
@@ -247,6 +273,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 			return nil, fmt.Errorf("write the pid file: %w", err)
 		}
 	}
+	made.Keep()
 	return &created{st, client, proxy.Process}, nil
 }
 
@@ -294,9 +321,15 @@ func networkOf(spec *specs.Spec) (path string, fresh bool, err error) {
 	return "", false, hostNetwork("config.json names no network namespace")
 }
 
+// networkAnnotation says what a container has that asks for the host's network.
+const networkAnnotation = "manis.network"
+
+// errHostNetwork: the host's network was asked for.
+var errHostNetwork = errors.New("the host's network was asked for")
+
 func hostNetwork(how string) error {
-	return fmt.Errorf("the host's network was asked for (%s): a container in a virtual machine cannot have the host's "+
-		"interfaces; give it a network namespace, or publish its ports", how)
+	return fmt.Errorf("%w (%s): a container in a virtual machine cannot have the host's interfaces; give it a network namespace "+
+		"and publish its ports, or the annotation %s=user, with which it reaches what the host does and nobody reaches it", errHostNetwork, how, networkAnnotation)
 }
 
 // same reports whether two paths lead to the same file.
@@ -306,28 +339,9 @@ func same(a, b string) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// podDir names the directory of a new container's pod, short enough for a socket in it.
-func (a *app) podDir(id string) string {
-	sum := sha256.Sum256([]byte(a.store.root + "\x00" + id))
-	return filepath.Join(a.places.Run, "pods", hex.EncodeToString(sum[:8]))
-}
-
-func makePodDir(dir string) error {
-	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-		return fmt.Errorf("make the pod's directory: %w", err)
-	}
-	// What is there belonged to a container whose directory is gone.
-	if err := os.RemoveAll(dir); err != nil {
-		return fmt.Errorf("make the pod's directory: %w", err)
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return fmt.Errorf("make the pod's directory: %w", err)
-	}
-	return nil
-}
-
-// startPod starts the process of a pod.
-func (a *app) startPod(dir string, group *cgroup.Group) error {
+// startPod starts the process of a pod, or claims one that waits with a machine of this size. A nil size claims
+// none.
+func (a *app) startPod(ctx context.Context, dir string, group *cgroup.Group, size *container.Config) error {
 	listener, err := net.Listen("unix", pod.Socket(dir))
 	if err != nil {
 		return fmt.Errorf("listen for the pod: %w", err)
@@ -345,28 +359,47 @@ func (a *app) startPod(dir string, group *cgroup.Group) error {
 		return fmt.Errorf("make the pod's log: %w", err)
 	}
 	defer words.Close()
+	if size != nil {
+		if pids, ok := monitor.ClaimPod(ctx, a.places, size, &monitor.PodClaim{Dir: dir, Listener: file}, words); ok {
+			return joinGroup(group, pids)
+		}
+		defer monitor.MissedPod(a.places, size)
+	}
 	cmd := exec.Command("/proc/self/exe", pod.Word, dir)
 	cmd.Args[0] = "manis"
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), a.places.Environ()...)
 	if group != nil {
-		cmd.Env = append(cmd.Env, monitor.ExerciseGroupsVariable+"="+cgroup.Own())
+		cmd.Env = append(cmd.Env, background.GroupsVariable+"="+cgroup.Own())
 	}
 	cmd.Stderr = words
 	cmd.ExtraFiles = []*os.File{file}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := jail.StartKeeper(cmd.Start); err != nil {
 		return fmt.Errorf("start the pod: %w", err)
 	}
 	// The machine will be there, too.
-	if group != nil {
-		if err := group.Join(cmd.Process.Pid); err != nil {
-			cmd.Process.Kill()
-			cmd.Process.Wait()
+	if err := joinGroup(group, []int{cmd.Process.Pid}); err != nil {
+		cmd.Process.Wait()
+		return err
+	}
+	return cmd.Process.Release()
+}
+
+// joinGroup puts processes of a pod into its control group, if it has one. With an error they are killed.
+func joinGroup(group *cgroup.Group, pids []int) error {
+	if group == nil {
+		return nil
+	}
+	for _, pid := range pids {
+		if err := group.Join(pid); err != nil {
+			for _, pid := range pids {
+				unix.Kill(pid, unix.SIGKILL)
+			}
 			return fmt.Errorf("start the pod: %w", err)
 		}
 	}
-	return cmd.Process.Release()
+	return nil
 }
 
 func sizeOf(terminal *os.File) (rows, columns uint32) {

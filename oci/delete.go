@@ -126,7 +126,9 @@ func (a *app) delete(ctx context.Context, st *state, client *pod.Client, force b
 			break
 		}
 		if killCtx.Err() != nil {
-			unix.Kill(st.PID, unix.SIGKILL)
+			if st.alive() { // else the number may be another's by now
+				unix.Kill(st.PID, unix.SIGKILL)
+			}
 			if !gone {
 				return err
 			}

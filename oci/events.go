@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -95,35 +96,71 @@ func (a *app) eventsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			out := json.NewEncoder(a.out)
-			var kills uint64
-			for first := true; ; first = false {
+			if once {
 				s, err := client.Stats(cmd.Context(), st.ID)
-				if gone := errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound); gone && !first && !once {
-					return nil
-				} else if gone {
+				if gone(err) {
 					return fmt.Errorf("container with id %s is not running", st.ID)
 				}
 				if err != nil {
 					return err
 				}
-				if !first && s.OomKills > kills {
-					if err := out.Encode(event{Type: "oom", ID: st.ID}); err != nil {
-						return err
-					}
-				}
-				kills = s.OomKills
-				if err := out.Encode(event{"stats", st.ID, statsOf(s)}); err != nil {
-					return err
-				}
-				if once {
-					return nil
-				}
-				time.Sleep(interval)
+				return json.NewEncoder(a.out).Encode(event{"stats", st.ID, statsOf(s)})
 			}
+			return a.events(cmd.Context(), st.ID, client, interval)
 		},
 	}
 	cmd.Flags().DurationVar(&interval, "interval", 5*time.Second, "time between two lines of counters")
 	cmd.Flags().BoolVar(&once, "stats", false, "print the counters once")
 	return cmd
 }
+
+// events prints counters until the container ends, and when it has run out of memory: at the latest then, for a
+// process that is killed for that often is the only one.
+func (a *app) events(ctx context.Context, id string, client *pod.Client, interval time.Duration) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := make(chan bool, 1)
+	go func() {
+		exit, err := client.Await(ctx, id)
+		ended <- err == nil && exit.OOM
+	}()
+	out := json.NewEncoder(a.out)
+	oom := func() error { return out.Encode(event{Type: "oom", ID: id}) }
+	var kills uint64
+	told := false
+	for first := true; ; first = false {
+		s, err := client.Stats(ctx, id)
+		switch {
+		case gone(err) && first:
+			return fmt.Errorf("container with id %s is not running", id)
+		case gone(err):
+			if <-ended && !told {
+				return oom()
+			}
+			return nil
+		case err != nil:
+			return err
+		}
+		if !first && s.OomKills > kills {
+			told = true
+			if err := oom(); err != nil {
+				return err
+			}
+		}
+		kills = s.OomKills
+		if err := out.Encode(event{"stats", id, statsOf(s)}); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(interval):
+		case is := <-ended:
+			if is && !told {
+				return oom()
+			}
+			return nil
+		}
+	}
+}
+
+// gone says of an error of a pod's that the container has ended.
+func gone(err error) bool { return errors.Is(err, pod.ErrGone) || errors.Is(err, pod.ErrNotFound) }

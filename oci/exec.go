@@ -84,6 +84,9 @@ func (a *app) exec(cmd *cobra.Command, id string, args []string, o *execution) (
 	if err != nil {
 		return 0, err
 	}
+	if err := a.permitExec(process); err != nil {
+		return 0, err
+	}
 	foreground := !o.detach
 	switch {
 	case process.Terminal && !foreground && o.consoleSocket == "":

@@ -1,13 +1,17 @@
 package oci
 
 import (
+	"errors"
 	"fmt"
-	"path"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"manis/bundle"
 	"manis/cgroup"
+	"manis/container"
+	"manis/container/spec"
 )
 
 // groupPath is the control group that a container's host side is in: that of cgroupsPath, which under
@@ -21,47 +25,11 @@ func (a *app) groupPath(id, asked string) (string, error) {
 	case !a.systemdCgroup && !strings.Contains(asked, ":"):
 		return asked, nil
 	}
-	parts := strings.Split(asked, ":")
-	if len(parts) != 3 || parts[2] == "" {
-		return "", fmt.Errorf("config.json: linux.cgroupsPath: expected SLICE:PREFIX:NAME with --systemd-cgroup, got %q", asked)
-	}
-	slice := parts[0]
-	if slice == "" {
-		slice = "system.slice"
-	}
-	dir, err := expandSlice(slice)
+	group, err := cgroup.Expand(asked)
 	if err != nil {
 		return "", fmt.Errorf("config.json: linux.cgroupsPath: %w", err)
 	}
-	unit := parts[2]
-	if !strings.HasSuffix(unit, ".slice") {
-		unit += ".scope"
-	}
-	if parts[1] != "" {
-		unit = parts[1] + "-" + unit
-	}
-	return path.Join(dir, unit), nil
-}
-
-// expandSlice is the path of a slice's control group: a-b.slice lies in a.slice (systemd.slice(5)).
-func expandSlice(slice string) (string, error) {
-	name, ok := strings.CutSuffix(slice, ".slice")
-	if !ok || name == "" || strings.Contains(name, "/") {
-		return "", fmt.Errorf("invalid slice name: %s", slice)
-	}
-	if name == "-" {
-		return "/", nil
-	}
-	dir, prefix := "/", ""
-	for part := range strings.SplitSeq(name, "-") {
-		if part == "" {
-			return "", fmt.Errorf("invalid slice name: %s", slice)
-		}
-		prefix += part
-		dir = path.Join(dir, prefix+".slice")
-		prefix += "-"
-	}
-	return dir, nil
+	return group, nil
 }
 
 // makeGroup makes it and puts processes there. A host that does not permit it is no error unless the
@@ -86,11 +54,26 @@ func makeGroup(path string, asked bool, pids ...int) (*cgroup.Group, error) {
 }
 
 // limitGroup puts a machine's processes under the limits of its container's CPUs that the container has in
-// the guest, so that what the machine does for it counts, too. It is called when the machine has started: that
+// the guest, so that what the machine does for it counts, too, and bounds their memory by the machine's with what it needs of
+// the host's. It is called when the machine has started: that
 // shall not take longer for a container with little. The other limits would hit the monitor itself, which has
-// memory and threads besides those of the guest.
-func limitGroup(g *cgroup.Group, annotations map[string]string, cpu *specs.LinuxCPU) error {
-	if cpu == nil || isSandbox(annotations) {
+// threads besides those of the guest.
+func limitGroup(g *cgroup.Group, annotations map[string]string, resources *specs.LinuxResources) error {
+	if resources == nil || isSandbox(annotations) {
+		return nil
+	}
+	if m := resources.Memory; m != nil && m.Limit != nil && *m.Limit > 0 {
+		// As large as the machine was made for this limit. A later one does not make it smaller.
+		bytes, _, err := spec.Machine(&container.Config{Resources: container.Resources{MemoryBytes: uint64(*m.Limit)}})
+		if err != nil {
+			return err
+		}
+		if err := g.LimitMemory(bytes + spec.HostOverhead); err != nil {
+			return err
+		}
+	}
+	cpu := resources.CPU
+	if cpu == nil {
 		return nil
 	}
 	limit := cgroup.CPU{CPUs: cpu.Cpus, Mems: cpu.Mems}
@@ -104,6 +87,20 @@ func limitGroup(g *cgroup.Group, annotations map[string]string, cpu *specs.Linux
 		limit.PeriodUs = *cpu.Period
 	}
 	return g.LimitCPU(limit)
+}
+
+// limitBlockIO limits what a machine does with the host's disks. No other place could: in the guest there are no disks of the
+// host's. So it is an error where it cannot be done, also for a container whose machine is that of others as well.
+func limitBlockIO(g *cgroup.Group, limits *cgroup.BlockIO, shared bool) error {
+	switch {
+	case limits == nil:
+		return nil
+	case shared:
+		return errors.New("the container is in the machine of others, which does their input and output together: limit the first one, or the pod's control group")
+	case g == nil:
+		return errors.New("there is no control group on the host that could be limited (may this user make one?)")
+	}
+	return g.LimitBlockIO(*limits)
 }
 
 // isSandbox recognises a container that only keeps the namespaces of a pod. Its limits are not the pod's, whose
@@ -125,7 +122,7 @@ func (a *app) liftLimits(dir string) error {
 		}
 		g, err := cgroup.Find(cgroup.Config{Path: st.Group})
 		if err == nil {
-			err = g.LiftCPU()
+			err = errors.Join(g.LiftCPU(), g.LimitMemory(0))
 		}
 		if err != nil {
 			return fmt.Errorf("lift the limits of container %s on the host: %w", st.ID, err)
@@ -134,25 +131,36 @@ func (a *app) liftLimits(dir string) error {
 	return nil
 }
 
-// updateGroup changes the limits of a container that is alone in its machine.
-func (a *app) updateGroup(st *state, cpu *specs.LinuxCPU) error {
-	if st.Group == "" || cpu == nil {
+// updateGroup changes limits on the host: of CPUs only for a container that is alone in its machine.
+func (a *app) updateGroup(st *state, r *specs.LinuxResources) error {
+	io, err := bundle.BlockIO(r.BlockIO)
+	if err != nil {
+		return fmt.Errorf("update: blockIO.%w", err)
+	}
+	if io == nil && (st.Group == "" || r.CPU == nil) {
 		return nil
 	}
 	states, err := a.store.all()
 	if err != nil {
 		return err
 	}
-	for _, other := range states {
-		if other.Pod == st.Pod && other.ID != st.ID {
-			return nil
+	shared := slices.ContainsFunc(states, func(o *state) bool { return o.Pod == st.Pod && o.ID != st.ID })
+	var g *cgroup.Group
+	if st.Group != "" {
+		if g, err = cgroup.Find(cgroup.Config{Path: st.Group}); err != nil {
+			return err
 		}
 	}
-	g, err := cgroup.Find(cgroup.Config{Path: st.Group})
-	if err != nil {
+	if err := limitBlockIO(g, io, shared); err != nil {
+		return fmt.Errorf("update: blockIO: %w", err)
+	}
+	if shared || g == nil || r.CPU == nil {
+		return nil
+	}
+	if err := limitGroup(g, st.Annotations, &specs.LinuxResources{CPU: r.CPU}); err != nil && hostRoot() {
 		return err
 	}
-	return limitGroup(g, st.Annotations, cpu)
+	return nil
 }
 
 // removeGroup removes what makeGroup has made. What others have put into it stays.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -44,6 +45,9 @@ func runHookOf(ctx context.Context, name string, hooks []specs.Hook, i int, st *
 }
 
 func runHook(ctx context.Context, h *specs.Hook, input []byte, inside int) error {
+	if !filepath.IsAbs(h.Path) {
+		return errors.New("its path is not absolute")
+	}
 	if h.Timeout != nil {
 		if *h.Timeout <= 0 {
 			return fmt.Errorf("its timeout of %d s is not above 0", *h.Timeout)

@@ -52,31 +52,7 @@ func (a *app) runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "run [flags] ID", Short: "Make a container from a bundle and execute its process", Args: one,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			c, err := a.create(ctx, args[0], &o, !o.detach)
-			if err != nil {
-				return err
-			}
-			restore := func() {}
-			if c.state.Terminal && !o.detach {
-				restore = rawTerminal()
-			}
-			defer restore()
-			if err := a.start(ctx, c.state, c.pod); err != nil {
-				a.delete(ctx, c.state, c.pod, true)
-				return err
-			}
-			if o.detach {
-				return c.proxy.Release()
-			}
-			code := follow(c.proxy)
-			if !o.keep {
-				a.delete(ctx, c.state, c.pod, true)
-			}
-			if code != 0 {
-				return exit(code)
-			}
-			return nil
+			return a.launch(cmd.Context(), args[0], &o)
 		},
 	}
 	o.flags(cmd)
@@ -84,6 +60,36 @@ func (a *app) runCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&o.keep, "keep", false, "do not delete the container when its process has ended")
 	cmd.Flags().Bool("no-subreaper", false, "accepted: nobody has to be reaped here")
 	return cmd
+}
+
+// launch makes a container whose process runs, and waits for it unless that is detached.
+func (a *app) launch(ctx context.Context, id string, o *creation) error {
+	c, err := a.create(ctx, id, o, !o.detach)
+	if err != nil {
+		return err
+	}
+	restore := func() {}
+	if c.state.Terminal && !o.detach {
+		restore = rawTerminal()
+	}
+	defer restore()
+	if o.image != "" {
+		o.restored()
+	} else if err := a.start(ctx, c.state, c.pod); err != nil {
+		a.delete(ctx, c.state, c.pod, true)
+		return err
+	}
+	if o.detach {
+		return c.proxy.Release()
+	}
+	code := follow(c.proxy)
+	if !o.keep {
+		a.delete(ctx, c.state, c.pod, true)
+	}
+	if code != 0 {
+		return exit(code)
+	}
+	return nil
 }
 
 // follow passes signals on to a proxy until it ends, and returns its exit code.

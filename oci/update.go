@@ -65,10 +65,7 @@ func (a *app) updateCommand() *cobra.Command {
 		if err := client.Update(cmd.Context(), &pod.UpdateRequest{ID: st.ID, Resources: r}); err != nil {
 			return stopped(err)
 		}
-		if err := a.updateGroup(st, r.CPU); err != nil && hostRoot() {
-			return err
-		}
-		return nil
+		return a.updateGroup(st, r)
 	}
 	return cmd
 }

@@ -21,6 +21,10 @@ var globalFlags = map[string]bool{
 	"--debug": false, "--systemd-cgroup": false,
 }
 
+// imageFlags are those of both checkpoint and restore.
+const imageFlags = "--tcp-established --tcp-skip-in-flight --link-remap --ext-unix-sk --shell-job --file-locks --lazy-pages --auto-dedup " +
+	"--manage-cgroups-mode= --empty-ns= --status-fd="
+
 // verbFlags are the runtime's flags of the shared verbs: those that docker has, too, and those that only
 // the runtime has. A flag that takes a value ends in "=".
 var verbFlags = map[string]struct{ both, own string }{
@@ -33,14 +37,16 @@ var verbFlags = map[string]struct{ both, own string }{
 	"ps":   {"--format= -f=", ""},
 	"update": {"--memory= --memory-reservation= --memory-swap= --cpu-period= --cpu-quota= --cpuset-cpus= --cpuset-mems= --blkio-weight= --pids-limit=",
 		"--resources= -r= --cpu-share= --cpu-burst= --cpu-idle="},
-	"checkpoint": {"", "--image-path= --work-path= --parent-path= --leave-running --tcp-established --shell-job --file-locks"},
-	"restore":    {"--detach -d", "--bundle= -b= --image-path= --work-path= --console-socket= --pid-file= --no-pivot --no-subreaper"},
+	"checkpoint": {"--leave-running", "--image-path= --work-path= --parent-path= --pre-dump --page-server= " + imageFlags},
+	"restore": {"--detach -d", "--bundle= -b= --image-path= --work-path= --console-socket= --pid-file= --no-pivot --no-subreaper " +
+		"--lsm-profile= --lsm-mount-context= " + imageFlags},
 }
 
 // parse reads a verb's arguments as the runtime would: the first one that is no flag, whether it is the last, and
 // whether there is a flag that only the runtime has. It fails at a flag that the runtime does not have.
 func parse(verb string, args []string) (name string, last, own, ok bool) {
 	flags := verbFlags[verb]
+	args = twoDashes(verb, args)
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		if arg == "--" && i+1 < len(args) {
@@ -72,8 +78,26 @@ func parse(verb string, args []string) (name string, last, own, ok bool) {
 	return "", false, own, true
 }
 
+// twoDashes gives the runtime's flags before the container's id two dashes where they have one, which runc takes,
+// too, and containerd once relies on.
+func twoDashes(verb string, args []string) []string {
+	flags := verbFlags[verb]
+	names := strings.Fields(flags.own + " " + flags.both)
+	args = slices.Clone(args)
+	for i := 0; i < len(args) && len(args[i]) > 1 && args[i][0] == '-'; i++ {
+		key, _, valued := strings.Cut(args[i], "=")
+		if key[1] != '-' && (slices.Contains(names, "-"+key) || slices.Contains(names, "-"+key+"=")) {
+			args[i], key = "-"+args[i], "-"+key
+		}
+		if slices.Contains(names, key+"=") && !valued {
+			i++
+		}
+	}
+	return args
+}
+
 // Wants reports whether a command line is the runtime's: it has a flag or a verb that only the
-// runtime has, it names a container that was made from a bundle, or it asks to create one in a
+// runtime has, it names a container that was made from a bundle, or it asks to make one in a
 // directory that is a bundle. "manis oci ..." says so in any case.
 func Wants(args []string) bool {
 	verb, rest, root, global := split(args)
@@ -93,7 +117,7 @@ func Wants(args []string) bool {
 		return true
 	case checkID(name) != nil:
 		return false
-	case verb == "create", verb == "run":
+	case verb == "create", verb == "run", verb == "restore":
 		_, err := os.Stat("config.json")
 		return err == nil && last
 	}
@@ -137,7 +161,8 @@ func split(args []string) (verb string, rest []string, root string, global bool)
 // Args are the arguments for Main.
 func Args(args []string) []string {
 	if len(args) > 0 && args[0] == "oci" {
-		return args[1:]
+		args = args[1:]
 	}
-	return args
+	verb, rest, _, _ := split(args)
+	return append(slices.Clone(args[:len(args)-len(rest)]), twoDashes(verb, rest)...)
 }

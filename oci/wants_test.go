@@ -44,23 +44,29 @@ func TestWants(t *testing.T) {
 		"exec --cwd / --user 0:0 x sh":                 true,
 		"update --resources - x":                       true,
 		"--root " + other + " start elsewhere":         true,
+		"checkpoint --leave-running known":             true,
+		"checkpoint --image-path /i --work-path /w --leave-running --tcp-established --parent-path ../p x": true,
+		"restore --bundle /b --pid-file p --detach --image-path /i --work-path /w x":                       true,
+		"restore -no-subreaper -bundle /b x":                                                               true,
 		// Docker's.
-		"--root /r start x":           false,
-		"start x":                     false,
-		"start -a known":              false,
-		"kill -s 9 known":             false,
-		"kill x":                      false,
-		"run --rm busybox echo":       false,
-		"run -d --name known busybox": false,
-		"run busybox sh --bundle x":   false,
-		"exec -it x sh":               false,
-		"exec x sh --pid-file p":      false,
-		"exec -w / known sh":          false,
-		"create --name x busybox":     false,
-		"checkpoint x":                false,
-		"restore x":                   false,
-		"--run-root /r start known":   false,
-		"start ../oci/known":          false,
+		"--root /r start x":            false,
+		"start x":                      false,
+		"start -a known":               false,
+		"kill -s 9 known":              false,
+		"kill x":                       false,
+		"run --rm busybox echo":        false,
+		"run -d --name known busybox":  false,
+		"run busybox sh --bundle x":    false,
+		"exec -it x sh":                false,
+		"exec x sh --pid-file p":       false,
+		"exec -w / known sh":           false,
+		"create --name x busybox":      false,
+		"checkpoint x":                 false,
+		"checkpoint --leave-running x": false,
+		"checkpoint --name a known":    false,
+		"restore x":                    false,
+		"--run-root /r start known":    false,
+		"start ../oci/known":           false,
 	} {
 		if got := Wants(strings.Fields(line)); got != want {
 			t.Errorf("manis %s: %v, want %v", line, got, want)
@@ -73,9 +79,23 @@ func TestWants(t *testing.T) {
 	if err := os.WriteFile("config.json", []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for line, want := range map[string]bool{"run x": true, "create x": true, "run -d x": true, "run --rm x": false, "run busybox echo": false, "run docker.io/library/busybox": false} {
+	for line, want := range map[string]bool{"run x": true, "create x": true, "restore x": true, "run -d x": true, "run --rm x": false, "run busybox echo": false, "run docker.io/library/busybox": false} {
 		if got := Wants(strings.Fields(line)); got != want {
 			t.Errorf("in a bundle, manis %s: %v, want %v", line, got, want)
+		}
+	}
+}
+
+func TestArgs(t *testing.T) {
+	for line, want := range map[string]string{
+		"":                                      "",
+		"oci list":                              "list",
+		"--root /r state -x":                    "--root /r state -x",
+		"exec -it -e -cwd -cwd /w x sh -cwd /y": "exec -it -e -cwd --cwd /w x sh -cwd /y",
+		"--log l restore -no-subreaper -bundle=/b --pid-file -detach -d -x -- id": "--log l restore --no-subreaper --bundle=/b --pid-file -detach -d -x -- id",
+	} {
+		if got := strings.Join(Args(strings.Fields(line)), " "); got != want {
+			t.Errorf("%q: %q, want %q", line, got, want)
 		}
 	}
 }

@@ -41,6 +41,8 @@ type Places struct {
 	Cache string
 	// Config holds files that the user writes. It need not exist.
 	Config string
+
+	policy string
 }
 
 // Find derives the places from, in this order, the arguments (the flags --root and
@@ -116,7 +118,12 @@ func Find(root, run string) (*Places, error) {
 			p.Config = "/etc/manis"
 		}
 	}
-	for _, dir := range []*string{&p.Root, &p.Run, &p.Cache, &p.Config} {
+	p.policy = filepath.Join(p.Config, policyName)
+	if system && os.Getenv(ConfigVariable) == "" {
+		// What root's processes may do does not hang on whose session started them.
+		p.policy = filepath.Join("/etc/manis", policyName)
+	}
+	for _, dir := range []*string{&p.Root, &p.Run, &p.Cache, &p.Config, &p.policy} {
 		if *dir, err = filepath.Abs(*dir); err != nil {
 			return nil, fmt.Errorf("find manis's directories: %w", err)
 		}
@@ -180,6 +187,15 @@ func (p *Places) Images() string     { return filepath.Join(p.Root, "images") }
 func (p *Places) Volumes() string    { return filepath.Join(p.Root, "volumes") }
 func (p *Places) Snapshots() string  { return filepath.Join(p.Root, "snapshots") }
 
+// Audit is where the audit bundles of confidential pods are.
+func (p *Places) Audit() string { return filepath.Join(p.Root, "audit") }
+
+// Lower is the directory of images of what lies below the root filesystems of pods.
+func (p *Places) Lower() string { return filepath.Join(p.Cache, "lower") }
+
+// Pods is where pods have their sockets, each in a directory of its own.
+func (p *Places) Pods() string { return filepath.Join(p.Run, "pods") }
+
 // Pool is where machines that wait for a container have their sockets, named
 // TEMPLATE-PID, and each a directory.
 func (p *Places) Pool() string { return filepath.Join(p.Run, "pool") }
@@ -196,6 +212,12 @@ func StandbyDir(pid int) string { return fmt.Sprintf(".run-%d", pid) }
 // PoolSettings is the file that says which machines manisd keeps.
 func (p *Places) PoolSettings() string { return filepath.Join(p.Config, "manisd.json") }
 
+// policyName is the file of the operator's policy in its directory.
+const policyName = "policy.yaml"
+
+// Policy is the file that says what may be started: root's is in /etc/manis, unless ConfigVariable moves it.
+func (p *Places) Policy() string { return p.policy }
+
 // Registries is the file that says how to reach image registries.
 func (p *Places) Registries() string { return filepath.Join(p.Config, "registries.json") }
 
@@ -209,6 +231,31 @@ type Guest struct {
 	Dir       string
 	Kernel    string // Dir/vmlinuz
 	Initramfs string // Dir/initramfs
+}
+
+// Measured is what of the guest a machine of the class confidential boots: the kernel as an EFI program, and the initial file
+// system with the agent that has a guard.
+func (g *Guest) Measured() (kernel, initramfs string, err error) {
+	kernel, initramfs = filepath.Join(g.Dir, "bzImage"), filepath.Join(g.Dir, "initramfs-confidential")
+	for _, path := range []string{kernel, initramfs} {
+		if !regular(path) {
+			return "", "", fmt.Errorf("find the guest image of the class confidential: there is no %s (build it with make build)", path)
+		}
+	}
+	return kernel, initramfs, nil
+}
+
+// firmware are the places of UEFI firmware that measures, as distributions install it.
+var firmware = []string{"/usr/share/ovmf/OVMF.fd", "/usr/share/edk2/x64/OVMF.4m.fd", "/usr/share/edk2/ovmf/OVMF.fd"}
+
+// FindFirmware looks for UEFI firmware that measures what it boots.
+func FindFirmware() (string, error) {
+	for _, path := range firmware {
+		if regular(path) {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("find UEFI firmware: there is none in %v (install the package ovmf)", firmware)
 }
 
 // FindGuest looks for the guest image: where MANIS_GUEST says, or, beside this

@@ -21,9 +21,39 @@ type Client struct{ socket string }
 // At returns the client of the pod that listens on a socket.
 func At(socket string) *Client { return &Client{socket} }
 
-// Create makes a container. Files are the proxy's socket and the streams.
-func (c *Client) Create(ctx context.Context, r *CreateRequest, files ...*os.File) error {
-	return c.call(ctx, "create", r, nil, files...)
+// Create makes a container. Files are the proxy's socket and the streams. The container stays when it is kept: should the caller
+// die before, nobody knows of it, and it goes.
+func (c *Client) Create(ctx context.Context, r *CreateRequest, files ...*os.File) (*Made, error) {
+	conn, err := c.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	if err := exchange(conn, "create", r, nil, files...); err != nil {
+		stop()
+		conn.Close()
+		return nil, err
+	}
+	return &Made{conn, stop}, nil
+}
+
+// Made is a container that has been made, until it is kept.
+type Made struct {
+	conn *net.UnixConn
+	stop func() bool
+}
+
+// Keep has the container stay. A pod that has ended meanwhile says so when it is spoken to again.
+func (m *Made) Keep() {
+	m.stop()
+	m.conn.Write([]byte{kept})
+	m.conn.Close()
+}
+
+// Close gives a container up that was not kept.
+func (m *Made) Close() {
+	m.stop()
+	m.conn.Close()
 }
 
 // Start executes a container's first process.
@@ -57,6 +87,12 @@ func (c *Client) Status(ctx context.Context, id string) (*Status, error) {
 	return s, c.call(ctx, "status", ref{id}, s)
 }
 
+// Await waits for a container's end. ErrGone means that it has ended before.
+func (c *Client) Await(ctx context.Context, id string) (*Exit, error) {
+	e := new(Exit)
+	return e, c.call(ctx, "await", ref{id}, e)
+}
+
 // Remove ends a container whose process has ended, or never ran, and forgets it.
 func (c *Client) Remove(ctx context.Context, id string) error {
 	return c.call(ctx, "remove", ref{id}, nil)
@@ -64,17 +100,25 @@ func (c *Client) Remove(ctx context.Context, id string) error {
 
 // call makes one request. ErrGone means that nobody listens any more.
 func (c *Client) call(ctx context.Context, verb string, body, result any, files ...*os.File) error {
-	conn, err := dial(ctx, c.socket)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
-		return ErrGone
-	}
+	conn, err := c.dial(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to the pod: %w", err)
+		return err
 	}
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	return exchange(conn, verb, body, result, files...)
+}
+
+func (c *Client) dial(ctx context.Context) (*net.UnixConn, error) {
+	conn, err := dial(ctx, c.socket)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ECONNREFUSED) {
+		return nil, ErrGone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("connect to the pod: %w", err)
+	}
+	return conn, nil
 }
 
 func exchange(conn *net.UnixConn, verb string, body, result any, files ...*os.File) error {

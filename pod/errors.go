@@ -19,8 +19,8 @@ func exitCode(err error) int {
 	return 1
 }
 
-// text is an error in words for people: the wire's decoration goes.
-func text(err error) string {
+// Text is an error in words for people: the wire's decoration goes.
+func Text(err error) string {
 	var s interface{ GRPCStatus() *status.Status }
 	if errors.As(err, &s) {
 		return s.GRPCStatus().Message()

@@ -3,10 +3,8 @@ package pod
 import (
 	"context"
 	"fmt"
-	"os"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
 )
@@ -17,23 +15,14 @@ const maxExecs = 512
 // execution is one further process of a container.
 type execution struct {
 	id      string
-	pid     int // of the proxy
-	proxy   *os.File
+	pid     int // that stands for it on the host, 0: none
+	ended   func(Exit)
 	streams *streams
-	done    chan struct{}
 }
 
-// exec runs a further process. It owns the files.
-func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (err error) {
-	if len(files) == 0 {
-		return fmt.Errorf("the request lacks the proxy")
-	}
-	x := &execution{id: r.ExecID, pid: r.ProxyPID, proxy: files[0], done: make(chan struct{})}
-	defer func() {
-		if err != nil {
-			x.proxy.Close()
-		}
-	}()
+// exec runs a further process. It owns the streams.
+func (m *member) exec(ctx context.Context, r *ExecRequest, a Attendant) (err error) {
+	x := &execution{id: r.ExecID, pid: r.ProxyPID, ended: a.Ended}
 	process, err := m.bundle.Process(r.Process)
 	if err == nil {
 		err = m.need("exec in", specs.StateRunning)
@@ -42,11 +31,11 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 		err = fmt.Errorf("%w: cannot exec in a paused container", ErrState)
 	}
 	if err != nil {
-		closeAll(files[1:])
+		closeAll(a.Streams.files())
 		return err
 	}
 	process.Rows, process.Columns = r.Rows, r.Columns
-	if x.streams, err = newStreams(process.Terminal, files[1:]); err != nil {
+	if x.streams, err = newStreams(process.Terminal, a.Streams); err != nil {
 		return err
 	}
 	defer func() {
@@ -72,21 +61,18 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, files []*os.File) (er
 			m.forget(x)
 		}
 	}()
-	if err := attach(process, x.streams, m.pod.sandbox); err != nil {
+	if err := x.streams.connect(process, m.pod.sandbox.Stream); err != nil {
 		return err
 	}
 	if _, err := m.pod.sandbox.Exec(ctx, &agent.ExecRequest{Id: m.id, ExecId: x.id, Process: process}); err != nil {
 		return err
 	}
-	if process.Terminal {
-		// Engines set the size when they like; what changed before the proxy listened to the signal is seen here.
-		if size := x.streams.size(); size != nil && (uint32(size.Row) != process.Rows || uint32(size.Col) != process.Columns) {
-			m.resize(x.id, x.streams)
-		}
+	// Engines set the size when they like; what changed before the proxy listened to the signal is seen here.
+	if size := x.streams.size(); size != nil && (uint32(size.Row) != process.Rows || uint32(size.Col) != process.Columns) {
+		m.fit(ctx, x.id, x.streams)
 	}
 	x.streams.pump()
-	go m.obey(x.proxy, x.done, x.id, x.streams)
-	go m.await(x)
+	go m.attend(x)
 	return nil
 }
 
@@ -96,17 +82,10 @@ func (m *member) forget(x *execution) {
 	m.mu.Unlock()
 }
 
-// await waits for the end of a further process and tells its proxy.
-func (m *member) await(x *execution) {
-	exit, err := m.pod.sandbox.Wait(context.Background(), m.id, x.id)
-	code := exitGone
-	if err == nil {
-		x.streams.drained()
-		code = int(exit.ExitCode)
-	}
-	close(x.done)
+// attend waits for the end of a further process and tells its attendant.
+func (m *member) attend(x *execution) {
+	e := m.await(x.id, x.streams)
 	x.streams.close()
 	m.forget(x)
-	unix.Write(int(x.proxy.Fd()), []byte{byte(code)})
-	x.proxy.Close()
+	x.ended(e)
 }

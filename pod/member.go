@@ -15,6 +15,8 @@ import (
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/sandbox"
+	"manis/snapshot/dump"
+	"manis/vmm"
 )
 
 // member is one container of a pod.
@@ -22,9 +24,21 @@ type member struct {
 	pod     *Pod
 	id      string
 	bundle  *bundle.Bundle
-	proxy   *os.File
+	ended   func(Exit)
 	streams *streams
-	done    chan struct{} // closed when it has stopped
+	mounts  []dump.Mount
+	// added are what a running machine was shown for it.
+	added []vmm.ShareEntry
+	// disks are the serials of the host's block devices that it was given.
+	disks []string
+	// projected are the volumes that it has a copy of.
+	projected []*projection
+	done      chan struct{} // closed when it has stopped
+	exit      Exit          // how, then
+	// alone says that its first process is that of a PID namespace which no other container is in.
+	alone bool
+	// resolvConf is the path of its resolv.conf on the host; empty: it has none from there.
+	resolvConf string
 
 	mu     sync.Mutex
 	status specs.ContainerState
@@ -62,20 +76,6 @@ func (m *member) need(what string, states ...specs.ContainerState) error {
 	return fmt.Errorf("%w: cannot %s a container that is %s", ErrState, what, m.status)
 }
 
-// attach gives a process its streams.
-func attach(process *agent.Process, s *streams, sandbox *sandbox.Sandbox) error {
-	tokens, err := s.connect(sandbox.Stream)
-	if err != nil {
-		return err
-	}
-	if s.terminal {
-		process.Stdin, process.Stdout = tokens[0], tokens[0]
-	} else {
-		process.Stdin, process.Stdout, process.Stderr = tokens[0], tokens[1], tokens[2]
-	}
-	return nil
-}
-
 // start executes the first process.
 func (m *member) start(ctx context.Context) error {
 	m.mu.Lock()
@@ -88,12 +88,17 @@ func (m *member) start(ctx context.Context) error {
 	}
 	m.status = starting
 	m.mu.Unlock()
+	// Some engines set the network up only when the container has been made.
+	if err := errors.Join(m.pod.network.follow(ctx), m.pod.resolve(ctx, m.resolvConf)); err != nil {
+		m.end(gone(exitGone, Text(err)))
+		return err
+	}
 	r := &agent.StartContainerRequest{Id: m.id}
 	if size := m.streams.size(); size != nil {
 		r.Rows, r.Columns = uint32(size.Row), uint32(size.Col)
 	}
 	if _, err := m.pod.sandbox.StartContainer(ctx, r); err != nil {
-		m.end(exitCode(err))
+		m.end(gone(exitCode(err), Text(err)))
 		return err
 	}
 	m.mu.Lock()
@@ -106,22 +111,37 @@ func (m *member) start(ctx context.Context) error {
 // starting is the state between created and running, which nobody sees.
 const starting specs.ContainerState = specs.StateCreated + " (starting)"
 
-// wait waits for the end of the first process.
-func (m *member) wait() {
-	exit, err := m.pod.sandbox.Wait(context.Background(), m.id, "")
-	code := exitGone
-	if err == nil {
-		m.streams.drained()
-		code = int(exit.ExitCode)
-	} else if !errors.Is(err, sandbox.ErrEnded) {
-		fmt.Fprintln(os.Stderr, err)
+// awaited waits for the container's end.
+func (m *member) awaited(ctx context.Context) (*Exit, error) {
+	select {
+	case <-m.done:
+		return &m.exit, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	m.end(code)
 }
 
-// end makes the container a stopped one: what is left of it in the guest goes, and the machine
-// with the last one. Then its proxy hears the exit code.
-func (m *member) end(code int) {
+// wait waits for the end of the first process.
+func (m *member) wait() { m.end(m.await("", m.streams)) }
+
+// await waits for the end of a process (execID "": the first one) and of its output.
+func (m *member) await(execID string, s *streams) Exit {
+	r, err := m.pod.sandbox.Wait(context.Background(), m.id, execID)
+	if err != nil {
+		if execID == "" && !errors.Is(err, sandbox.ErrEnded) {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		return gone(exitGone, Text(err))
+	}
+	// The guest's clock is the host's, but what it says is not to be believed.
+	at := time.Now()
+	s.drained()
+	return Exit{Code: int(r.ExitCode & 0xff), At: at, OOM: r.OomKilled}
+}
+
+// end makes the container a stopped one: what is left of it in the guest goes, and with the last one the
+// machine, unless that is held. Then its attendant hears of it.
+func (m *member) end(e Exit) {
 	m.mu.Lock()
 	if m.status == specs.StateStopped {
 		m.mu.Unlock()
@@ -131,12 +151,18 @@ func (m *member) end(code int) {
 	m.mu.Unlock()
 	p := m.pod
 	p.mu.Lock()
-	last := p.live() == 0
+	last := p.live() == 0 && !p.held
+	p.finishing = p.finishing || last
 	p.mu.Unlock()
+	p.keepBundle()
 	ctx, cancel := context.WithTimeout(context.Background(), removeTime)
 	defer cancel()
-	if err := p.sandbox.RemoveContainer(ctx, m.id); err != nil && !errors.Is(err, sandbox.ErrEnded) {
-		fmt.Fprintln(os.Stderr, err)
+	// With its first process every other one of the container has ended, and what they have written to the host's files is
+	// there: a machine that ends now has nothing to put in order.
+	if !last || !m.alone {
+		if err := p.sandbox.RemoveContainer(ctx, m.id); err != nil && !errors.Is(err, sandbox.ErrEnded) {
+			fmt.Fprintln(os.Stderr, err)
+		}
 	}
 	if last {
 		if err := p.sandbox.Kill(); err != nil {
@@ -144,56 +170,21 @@ func (m *member) end(code int) {
 		}
 	}
 	m.streams.close()
-	unix.Write(int(m.proxy.Fd()), []byte{byte(code)})
-	m.proxy.Close()
+	m.exit = e
+	m.ended(e)
 	close(m.done)
 	if last {
-		p.mu.Lock()
 		p.finish()
-		p.mu.Unlock()
 	}
 }
 
 // removeTime bounds the guest's work at the end of a container.
 const removeTime = 10 * time.Second
 
-// obey carries out what the proxy of a process (execID "": the first one) is told by signals, until the
-// process has ended. The proxy's death is the process's.
-func (m *member) obey(proxy *os.File, done <-chan struct{}, execID string, s *streams) {
-	follow(proxy, done, func(signal uint32) {
-		if signal == uint32(unix.SIGWINCH) && s.terminal {
-			m.resize(execID, s)
-			return
-		}
-		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: execID, Signal: signal})
-	}, func() {
-		s.abandon()
-		m.signal(context.Background(), &SignalRequest{ID: m.id, ExecID: execID, Signal: uint32(unix.SIGKILL)})
-	})
-}
-
-// follow reads the signals of a proxy until done, and calls gone when it dies before.
-func follow(proxy *os.File, done <-chan struct{}, signal func(uint32), gone func()) {
-	var b [1]byte
-	for {
-		n, err := proxy.Read(b[:])
-		select {
-		case <-done:
-			return
-		default:
-		}
-		if err != nil || n == 0 {
-			gone()
-			return
-		}
-		signal(uint32(b[0]))
-	}
-}
-
 func (m *member) signal(ctx context.Context, r *SignalRequest) error {
 	if r.ExecID == "" && m.is(specs.StateCreated) {
 		// There is no process yet that could catch it.
-		m.end(128 + int(r.Signal))
+		m.end(Exit{Code: 128 + int(r.Signal), At: time.Now()})
 		return nil
 	}
 	if err := m.need("signal", specs.StateRunning, starting); err != nil {
@@ -208,6 +199,9 @@ func (m *member) signal(ctx context.Context, r *SignalRequest) error {
 	err := m.pod.sandbox.Signal(ctx, request)
 	if r.ExecID != "" {
 		return err
+	}
+	if ctx.Err() != nil {
+		return m.pod.giveUp("its agent has not taken SIGKILL for container " + m.id)
 	}
 	// A frozen process dies when it thaws.
 	m.resume(ctx)
@@ -224,18 +218,39 @@ func (m *member) insist() {
 	select {
 	case <-m.done:
 	case <-time.After(killTime):
-		if err := m.pod.sandbox.Kill(); err != nil {
+		if err := m.pod.giveUp("container " + m.id + " does not end by SIGKILL"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}
 }
 
-func (m *member) resize(execID string, s *streams) {
+// giveUp ends a machine that does not do what it has to.
+func (p *Pod) giveUp(why string) error {
+	fmt.Fprintf(os.Stderr, "the virtual machine is ended: %s\n", why)
+	return p.sandbox.Kill()
+}
+
+// fit gives a process the size of the caller's terminal.
+func (m *member) fit(ctx context.Context, execID string, s *streams) {
 	size := s.size()
 	if size == nil {
 		return
 	}
-	m.pod.sandbox.Resize(context.Background(), &agent.ResizeRequest{Id: m.id, ExecId: execID, Rows: uint32(size.Row), Columns: uint32(size.Col)})
+	m.pod.sandbox.Resize(ctx, &agent.ResizeRequest{Id: m.id, ExecId: execID, Rows: uint32(size.Row), Columns: uint32(size.Col)})
+}
+
+// streamsOf finds those of a process.
+func (m *member) streamsOf(execID string) (*streams, bool) {
+	if execID == "" {
+		return m.streams, true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	x := m.execs[execID]
+	if x == nil {
+		return nil, false
+	}
+	return x.streams, true
 }
 
 func (m *member) pause(ctx context.Context) error {

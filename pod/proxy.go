@@ -17,9 +17,6 @@ import (
 // who has started the proxy may say once, in JSON, what it is to see of the host; the proxy answers with
 // nothing but a zero, or with what went wrong.
 
-// exitGone is a proxy's exit code when its pod ended without a word.
-const exitGone = 128 + int(unix.SIGKILL)
-
 // ProxyVariable is in the environment of a proxy: the program that starts proxies runs ProxyMain
 // then. The arguments are those of the process that it stands for.
 const ProxyVariable = "MANIS_PROXY"
@@ -137,6 +134,9 @@ func inNetns(path string, f func() error) error {
 
 // ProxyMain is the body of a proxy, whose socket is on descriptor 3. It returns the exit code.
 func ProxyMain() int {
+	if os.Getenv(ProxyVariable) == exhausting {
+		return exhaustMain()
+	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
 	socket := 3

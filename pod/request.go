@@ -41,7 +41,7 @@ var (
 	ErrGone = errors.New("the pod has ended")
 )
 
-// CreateRequest makes a container. With it come the proxy's socket and the streams: stdin,
+// CreateRequest makes a container. By a Client there come with it the proxy's socket and the streams: stdin,
 // stdout and stderr, or the slave of a terminal.
 type CreateRequest struct {
 	ID string
@@ -51,22 +51,52 @@ type CreateRequest struct {
 	// Netns is a path of the network namespace whose interfaces the machine takes over. It
 	// counts for a pod's first container.
 	Netns string
+	// UserNetwork gives the machine the user-mode network, in place of a namespace's.
+	UserNetwork bool
+	// Egress are lists of rules for what the user-mode network connects to, each of which has to allow it.
+	Egress [][]string
+	// Group is the control group on the host, made with all that count, in which the container's proxy is; empty: none. An end
+	// for want of memory is counted there, too.
+	Group string
+	// Disks: it may have block devices of the host.
+	Disks bool
+	// Maps: it may have mounts with mapped ids, and the user namespace of its pod.
+	Maps bool
+	// Projections: volumes that the kubelet keeps up to date are copied into the machine, where programs hear of changes.
+	Projections bool
 	// JoinPID, JoinIPC and JoinUTS are containers of the pod whose namespaces this one has.
 	JoinPID, JoinIPC, JoinUTS string
+	// SharePID, ShareIPC and ShareUTS give it the machine's own instead, in which a pod's containers
+	// meet without any of them being the first.
+	SharePID, ShareIPC, ShareUTS bool
 	// Accel and Boot are as in container.Config.
 	Accel, Boot string
+	// Layers are what the root filesystem consists of, in place of the bundle's root; nil: it is that, live.
+	Layers *Layers
+	// Image is the directory of a checkpoint's image that the container goes on from, absolute; it runs
+	// then already. Empty: there is none.
+	Image string
 	// Rows and Columns are the terminal's size, 0 if unknown.
 	Rows, Columns uint32
 }
 
-// ExecRequest runs a further process in a container. With it come descriptors as for
-// CreateRequest.
+// Layers are what the machine itself lays over each other for a root filesystem.
+type Layers struct {
+	// Image is a file with an EROFS of what is only read.
+	Image string
+	// Layer is a directory with the subdirectories fs and work: an overlay's upper and work directory. What the
+	// container changes is there at once.
+	Layer string
+}
+
+// ExecRequest runs a further process in a container. By a Client there come with it descriptors as
+// for CreateRequest.
 type ExecRequest struct {
 	ID, ExecID string
 	Process    *specs.Process
 	// IgnorePaused runs it in a paused container, too: it waits there.
 	IgnorePaused bool
-	// ProxyPID is the process that stands for it on the host.
+	// ProxyPID is the process that stands for it on the host; 0: none.
 	ProxyPID      int
 	Rows, Columns uint32
 }

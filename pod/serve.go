@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"manis/monitor"
 	"manis/place"
 	"manis/pool"
 )
@@ -38,19 +39,39 @@ func serve(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("a pod is started by manis create, not by hand: %w", err)
 	}
+	places, err := place.Find("", "")
+	if err == nil {
+		err = places.Make()
+	}
+	if err != nil {
+		listener.Close()
+		os.RemoveAll(dir)
+		return err
+	}
+	return serveOn(ctx, places, dir, listener, nil)
+}
+
+// Adopt is serve for a pod that has claimed a machine which waited: see monitor.PodOwner.
+func Adopt(ctx context.Context, places *place.Places, c *monitor.PodClaim, s *monitor.Standby) error {
+	listener, err := net.FileListener(c.Listener)
+	c.Listener.Close()
+	if err != nil {
+		return fmt.Errorf("serve a pod: %w", err)
+	}
+	return serveOn(ctx, places, c.Dir, listener, s)
+}
+
+// serveOn serves a pod until its end.
+func serveOn(ctx context.Context, places *place.Places, dir string, listener net.Listener, waited *monitor.Standby) error {
 	defer os.RemoveAll(dir)
 	defer listener.Close()
-	places, err := place.Find("", "")
-	if err != nil {
-		return err
-	}
-	if err := places.Make(); err != nil {
-		return err
-	}
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGPIPE)
 	terminate := make(chan os.Signal, 1)
 	signal.Notify(terminate, unix.SIGTERM)
-	p := newPod(places, dir)
+	p := New(places, dir)
+	if waited != nil {
+		p.Use(waited)
+	}
 	var calls sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -68,16 +89,14 @@ func serve(ctx context.Context, dir string) error {
 		select {
 		case <-idle.C:
 			p.mu.Lock()
-			if len(p.members) == 0 {
+			idle := len(p.members) == 0
+			p.finishing = p.finishing || idle
+			p.mu.Unlock()
+			if idle {
 				p.finish()
 			}
-			p.mu.Unlock()
 		case <-terminate:
-			p.mu.Lock()
-			if p.sandbox != nil {
-				go p.sandbox.Kill()
-			}
-			p.mu.Unlock()
+			go p.Kill()
 		case <-p.ended:
 			running = false
 		}
@@ -107,13 +126,16 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 		closeAll(files)
 		return
 	}
-	if r.Verb == "create" {
-		// A container that nobody waits for any more is not made.
+	stays := make(chan bool, 1)
+	if r.Verb == "create" || r.Verb == "await" {
+		// A container that nobody waits for any more is not made, and nobody's wait goes on.
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithCancel(ctx)
 		defer cancel()
 		go func() {
-			conn.Read(make([]byte, 1))
+			said := make([]byte, 1)
+			n, _ := conn.Read(said)
+			stays <- n == 1 && said[0] == kept
 			cancel()
 		}()
 	}
@@ -123,7 +145,7 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 		a.Body, err = json.Marshal(result)
 	}
 	if err != nil {
-		a = reply{Error: text(err), Kind: kindOther}
+		a = reply{Error: Text(err), Kind: kindOther}
 		switch {
 		case errors.Is(err, ErrNotFound):
 			a.Kind = kindNotFound
@@ -131,8 +153,8 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 			a.Kind = kindState
 		}
 	}
-	orphan := ctx.Err() != nil // its creator has died meanwhile
-	if failed := send(conn, a) != nil; r.Verb == "create" && err == nil && (failed || orphan) {
+	failed := send(conn, a) != nil
+	if r.Verb == "create" && err == nil && (failed || !<-stays) {
 		p.abandon(r.Body)
 	}
 }
@@ -140,8 +162,38 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 // abandon removes a container whose creator has died: nobody else knows of it.
 func (p *Pod) abandon(body []byte) {
 	if m, err := p.named(body); err == nil {
+		m.end(gone(exitGone, ""))
 		p.remove(m)
 	}
+}
+
+// create makes a container that a proxy stands for.
+func (p *Pod) create(ctx context.Context, r *CreateRequest, files []*os.File) error {
+	s, attendant, err := receiveStandIn(files)
+	if err != nil {
+		return err
+	}
+	s.group = r.Group
+	if err := p.Create(ctx, r, attendant); err != nil {
+		s.socket.Close()
+		return err
+	}
+	go s.obey(p, r.ID, "")
+	return nil
+}
+
+// exec runs a further process that a proxy stands for.
+func (p *Pod) exec(ctx context.Context, r *ExecRequest, files []*os.File) error {
+	s, attendant, err := receiveStandIn(files)
+	if err != nil {
+		return err
+	}
+	if err := p.Exec(ctx, r, attendant); err != nil {
+		s.socket.Close()
+		return err
+	}
+	go s.obey(p, r.ID, r.ExecID)
+	return nil
 }
 
 // carryOut does what a request asks for. It owns the files.
@@ -158,7 +210,7 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 	if err == nil && r.Verb == "exec" {
 		var e ExecRequest
 		if err = json.Unmarshal(r.Body, &e); err == nil {
-			return nil, m.exec(ctx, &e, files)
+			return nil, p.exec(ctx, &e, files)
 		}
 	}
 	closeAll(files)
@@ -178,12 +230,20 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 			return nil, err
 		}
 		return nil, m.signal(ctx, &s)
+	case "checkpoint":
+		var c CheckpointRequest
+		if err := json.Unmarshal(r.Body, &c); err != nil {
+			return nil, err
+		}
+		return m.checkpoint(ctx, &c)
 	case "start":
 		return nil, m.start(ctx)
 	case "pause":
 		return nil, m.pause(ctx)
 	case "resume":
 		return nil, m.resume(ctx)
+	case "await":
+		return m.awaited(ctx)
 	case "status":
 		return m.report(), nil
 	case "process":

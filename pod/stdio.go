@@ -6,8 +6,12 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"manis/api/agent"
+	"manis/sandbox"
 )
 
 // copyBuffer is the size of one read of a stream, bytes.
@@ -100,80 +104,115 @@ func (d *descriptor) close() {
 // streams are the descriptors of one process and the pumps between them and the guest.
 type streams struct {
 	terminal bool
-	// own are the caller's: stdin, stdout, stderr, or the terminal alone.
-	own    []*descriptor
-	guest  []net.Conn
-	inputs sync.WaitGroup
-	output sync.WaitGroup
+	// tty is the caller's own terminal, nil if there is none.
+	tty *descriptor
+	// stdin, stdout and stderr are the caller's, or nil: with a terminal of its own both of the first two are
+	// that.
+	stdin, stdout, stderr *descriptor
+
+	own      []*descriptor // each once
+	lines    []*sandbox.Line
+	pumps    []func()
+	patience time.Duration
+	inputs   sync.WaitGroup
+	output   sync.WaitGroup
 }
 
 // newStreams takes the files, also with an error.
-func newStreams(terminal bool, files []*os.File) (*streams, error) {
-	s := &streams{terminal: terminal}
-	for i, f := range files {
+func newStreams(terminal bool, from Streams) (*streams, error) {
+	s := &streams{terminal: terminal, patience: from.Patience}
+	for i, f := range from.files() {
 		d, err := newDescriptor(f)
 		if err != nil {
-			closeAll(files[i:])
+			closeAll(from.files()[i:])
 			s.close()
 			return nil, err
 		}
 		s.own = append(s.own, d)
+		switch f {
+		case from.Stdin:
+			s.stdin = d
+		case from.Stdout:
+			s.stdout = d
+		case from.Stderr:
+			s.stderr = d
+		case from.Terminal:
+			s.tty, s.stdin, s.stdout = d, d, d
+		}
 	}
-	if want := s.number(); len(s.own) != want {
+	if !terminal && s.tty != nil || s.tty != nil && len(s.own) != 1 {
 		s.close()
 		return nil, errors.New("the request lacks streams")
 	}
 	return s, nil
 }
 
-func (s *streams) number() int {
-	if s.terminal {
-		return 1
-	}
-	return 3
-}
-
 // size is that of the terminal as its user has set it, nil where there is none.
 func (s *streams) size() *unix.Winsize {
-	if !s.terminal {
+	if s.tty == nil {
 		return nil
 	}
-	size, err := unix.IoctlGetWinsize(int(s.own[0].file.Fd()), unix.TIOCGWINSZ)
+	size, err := unix.IoctlGetWinsize(int(s.tty.file.Fd()), unix.TIOCGWINSZ)
 	if err != nil {
 		return nil
 	}
 	return size
 }
 
-// connect opens the guest's ends and returns their tokens, in the order of the
-// descriptors.
-func (s *streams) connect(open func() (net.Conn, uint64, error)) ([]uint64, error) {
-	var tokens []uint64
-	for range s.own {
-		conn, token, err := open()
+// connect opens the guest's ends and gives the process their tokens.
+func (s *streams) connect(process *agent.Process, open func() (net.Conn, uint64, error)) error {
+	fresh := func(name string, token *uint64) (net.Conn, error) {
+		conn, t, err := open()
 		if err != nil {
 			return nil, err
 		}
-		s.guest = append(s.guest, conn)
-		tokens = append(tokens, token)
+		line := sandbox.NewLine(name, conn)
+		s.lines = append(s.lines, line)
+		*token = t
+		return line, nil
 	}
-	return tokens, nil
+	if s.terminal {
+		line, err := fresh("console", &process.Stdin)
+		if err != nil {
+			return err
+		}
+		process.Stdout = process.Stdin
+		s.pumps = append(s.pumps, func() { s.in(s.stdin, line, false) }, func() { s.out(s.stdout, line) })
+		return nil
+	}
+	for _, stream := range []struct {
+		name  string
+		own   *descriptor
+		token *uint64
+	}{{"stdin", s.stdin, &process.Stdin}, {"stdout", s.stdout, &process.Stdout}, {"stderr", s.stderr, &process.Stderr}} {
+		if stream.own == nil {
+			continue
+		}
+		line, err := fresh(stream.name, stream.token)
+		if err != nil {
+			return err
+		}
+		if stream.own == s.stdin {
+			s.pumps = append(s.pumps, func() { s.in(stream.own, line, true) })
+		} else {
+			s.pumps = append(s.pumps, func() { s.out(stream.own, line) })
+		}
+	}
+	return nil
 }
 
 // pump copies until the process has ended and all that it wrote has arrived.
 func (s *streams) pump() {
-	if s.terminal {
-		s.in(0, false)
-		s.out(0)
-		return
+	for _, start := range s.pumps {
+		start()
 	}
-	s.in(0, true)
-	s.out(1)
-	s.out(2)
 }
 
-func (s *streams) in(i int, end bool) {
-	own, guest := s.own[i], s.guest[i]
+// in hands on input, whose end is the process's end of input with end.
+func (s *streams) in(own *descriptor, guest net.Conn, end bool) {
+	if own == nil {
+		return
+	}
 	s.inputs.Go(func() {
 		io.CopyBuffer(onlyWriter{guest}, onlyReader{own}, make([]byte, copyBuffer))
 		if end {
@@ -182,26 +221,35 @@ func (s *streams) in(i int, end bool) {
 	})
 }
 
-func (s *streams) out(i int) {
-	own, guest := s.own[i], s.guest[i]
+// out hands on output, or throws it away.
+func (s *streams) out(own *descriptor, guest net.Conn) {
 	s.output.Go(func() {
 		buf := make([]byte, copyBuffer)
-		if _, err := io.CopyBuffer(onlyWriter{own}, onlyReader{guest}, buf); err != nil {
-			// Who reads has gone: the process meets no full pipe for that.
-			io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{guest}, buf)
+		if own != nil {
+			if _, err := io.CopyBuffer(onlyWriter{own}, onlyReader{guest}, buf); err == nil {
+				return
+			}
 		}
+		// Who reads has gone: the process meets no full pipe for that.
+		io.CopyBuffer(onlyWriter{io.Discard}, onlyReader{guest}, buf)
 	})
 }
 
-// drained waits until all output has been handed over.
-func (s *streams) drained() { s.output.Wait() }
+// drained waits until all output has been handed over, or for as long as there is patience.
+func (s *streams) drained() {
+	if s.patience > 0 {
+		timer := time.AfterFunc(s.patience, s.abandon)
+		defer timer.Stop()
+	}
+	s.output.Wait()
+}
 
 // close ends everything at once.
 func (s *streams) close() {
 	for _, d := range s.own {
 		d.interrupt()
 	}
-	for _, c := range s.guest {
+	for _, c := range s.lines {
 		c.Close()
 	}
 	s.inputs.Wait()

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"manis/bundle"
 )
 
 // View is what a proxy is to see of the host: the container's root, with what is mounted
@@ -195,7 +197,7 @@ func (v *View) settle() error {
 	}
 	for _, point := range v.Points {
 		// What cannot be made here the guest reports, if it misses it.
-		if fd, err := mountPoint(point, true); err == nil {
+		if fd, err := mountPoint("/", point, true); err == nil {
 			unix.Close(fd)
 		}
 	}
@@ -204,7 +206,7 @@ func (v *View) settle() error {
 		if err := unix.Fstat(t.fd, &st); err != nil {
 			return fail(t.bind.Source, err)
 		}
-		target, err := mountPoint(t.bind.Destination, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+		target, err := mountPoint("/", t.bind.Destination, st.Mode&unix.S_IFMT == unix.S_IFDIR)
 		if err != nil {
 			return fail("make the mount point "+t.bind.Destination, err)
 		}
@@ -220,18 +222,23 @@ func (v *View) settle() error {
 	return nil
 }
 
-// mountPoint opens a path below the root, where symbolic links mean what they mean there, and makes
+// mountPoint opens a path below a root, where symbolic links mean what they mean there, and makes
 // what is missing of it: directories, and at its end a file unless that is to be a directory, too.
-func mountPoint(name string, dir bool) (int, error) {
+func mountPoint(root, name string, dir bool) (int, error) {
 	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	at, err := unix.Open("/", unix.O_PATH|unix.O_CLOEXEC, 0)
+	top, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(top)
+	at, err := unix.FcntlInt(uintptr(top), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return -1, err
 	}
 	defer func() { unix.Close(at) }()
 	parts := strings.Split(strings.Trim(filepath.Clean("/"+name), "/"), "/")
 	for i, part := range parts {
-		fd, err := unix.Openat2(unix.AT_FDCWD, strings.Join(parts[:i+1], "/"), how)
+		fd, err := unix.Openat2(top, strings.Join(parts[:i+1], "/"), how)
 		if err == unix.ENOENT {
 			if i == len(parts)-1 && !dir {
 				err = unix.Mknodat(at, part, unix.S_IFREG|0o644, 0)
@@ -249,6 +256,16 @@ func mountPoint(name string, dir bool) (int, error) {
 		at = fd
 	}
 	return unix.FcntlInt(uintptr(at), unix.F_DUPFD_CLOEXEC, 0)
+}
+
+// makePoints makes the missing mount points in a root in which the guest can make none. What cannot be made here
+// the guest reports, if it misses it.
+func makePoints(plan *bundle.Plan) {
+	for _, m := range plan.Create.Mounts {
+		if fd, err := mountPoint(plan.Root, m.Destination, !m.File); err == nil {
+			unix.Close(fd)
+		}
+	}
 }
 
 func setReadOnly(fd int, set bool) {

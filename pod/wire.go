@@ -13,7 +13,11 @@ import (
 )
 
 // A message is its length, 32 bits big endian, and JSON. Its descriptors come with the
-// length. A request is answered by one reply on the same connection.
+// length. A request is answered by one reply on the same connection. Who has asked for a container
+// says with one byte more that it is to stay.
+
+// kept is that byte.
+const kept = 1
 
 // maxMessage bounds a message, bytes: a configuration fits.
 const maxMessage = 32 << 20

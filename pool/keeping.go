@@ -20,6 +20,7 @@ type keeping struct {
 	shelves  []*shelf
 	// otherMisses are those of sizes that have no shelf, or have none any more.
 	otherMisses uint64
+	starts      map[string]*starts // under containerd, by what was started
 	making      *machine
 	pause       time.Duration // after the last failure
 	retryAt     time.Duration

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,7 @@ import (
 
 	"manis/container"
 	"manis/host/priority"
+	"manis/vmm/jail"
 )
 
 // What a machine's process reports.
@@ -77,12 +79,16 @@ func (m *machine) start(p *Pool, size container.Config) (err error) {
 		return err
 	}
 	defer idleR.Close()
-	cmd := exec.Command(p.Executable, "standby", string(words))
-	cmd.Args[0] = "manis"
+	program, name := p.Executable, "manis"
+	if size.Network.Mode == TapMode && p.Shim != "" {
+		program, name = p.Shim, filepath.Base(p.Shim)
+	}
+	cmd := exec.Command(program, "standby", string(words))
+	cmd.Args[0] = name
 	cmd.Env, cmd.Dir, cmd.Stderr = p.Environ, "/", &m.said
 	cmd.ExtraFiles = []*os.File{theirs, idleR}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := priority.StartIdle(cmd); err != nil {
+	if err := jail.StartKeeper(func() error { return priority.StartIdle(cmd) }); err != nil {
 		reports.Close()
 		idle.Close()
 		return err

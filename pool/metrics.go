@@ -37,6 +37,16 @@ func WriteMetrics(w io.Writer, s State) error {
 	each("manis_pool_given_up_total", "counter", "Waiting machines that were given up, for want of demand or memory.", func(s *SizeState) uint64 { return s.GivenUp })
 	s.histogram(&b, head, "manis_pool_refill_seconds", "Time to make a machine.", func(s *SizeState) Histogram { return s.Refill })
 	s.histogram(&b, head, "manis_pool_claim_seconds", "Time that a machine took to accept a claim.", func(s *SizeState) Histogram { return s.Claim })
+	head("manis_starts_total", "counter", "Pods and containers that containerd has had started, by what became of it.")
+	for _, s := range s.Starts {
+		for _, result := range startResults {
+			fmt.Fprintf(&b, "manis_starts_total{what=%q,result=%q} %d\n", s.What, result, s.Results[result])
+		}
+	}
+	head("manis_start_seconds", "histogram", "Time to make a pod's machine, and to make a container in it.")
+	for _, s := range s.Starts {
+		s.Took.write(&b, "manis_start_seconds", fmt.Sprintf("what=%q", s.What))
+	}
 	one("manis_pool_memory_bytes", "Memory that all waiting machines take.", s.MemoryBytes)
 	one("manis_pool_memory_budget_bytes", "Memory that they may take.", s.BudgetBytes)
 	one("manis_pool_memory_reserve_bytes", "Memory of the host that has to stay available.", s.ReserveBytes)
@@ -56,16 +66,21 @@ func (s *State) histogram(b *bytes.Buffer, head func(name, kind, help string), n
 		if s.Sizes[i].Key == "" {
 			continue
 		}
-		h, size := value(&s.Sizes[i]), s.Sizes[i].Kind
-		total := uint64(0)
-		for j, n := range h.Counts {
-			total += n
-			bound := "+Inf"
-			if j < len(h.Bounds) {
-				bound = strconv.FormatFloat(h.Bounds[j], 'g', -1, 64)
-			}
-			fmt.Fprintf(b, "%s_bucket{size=%q,le=%q} %d\n", name, size, bound, total)
-		}
-		fmt.Fprintf(b, "%s_sum{size=%q} %g\n%s_count{size=%q} %d\n", name, size, h.Sum, name, size, total)
+		h := value(&s.Sizes[i])
+		h.write(b, name, fmt.Sprintf("size=%q", s.Sizes[i].Kind))
 	}
+}
+
+// write writes the lines of one with this label.
+func (h *Histogram) write(b *bytes.Buffer, name, label string) {
+	total := uint64(0)
+	for j, n := range h.Counts {
+		total += n
+		bound := "+Inf"
+		if j < len(h.Bounds) {
+			bound = strconv.FormatFloat(h.Bounds[j], 'g', -1, 64)
+		}
+		fmt.Fprintf(b, "%s_bucket{%s,le=%q} %d\n", name, label, bound, total)
+	}
+	fmt.Fprintf(b, "%s_sum{%s} %g\n%s_count{%s} %d\n", name, label, h.Sum, name, label, total)
 }

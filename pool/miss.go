@@ -19,6 +19,7 @@ type miss struct {
 	MemoryBytes uint64 `json:"memoryBytes,omitempty"`
 	MilliCPUs   uint64 `json:"milliCPUs,omitempty"`
 	CPUSet      string `json:"cpuSet,omitempty"`
+	Tap         bool   `json:"tap,omitempty"`
 }
 
 // maxMiss bounds the message.
@@ -27,6 +28,15 @@ const maxMiss = 4096
 // Miss tells the pool with this directory, if somebody keeps one, that a container found no machine in
 // it. It waits for nobody and cannot fail: a pool that is too busy to hear of it goes without.
 func Miss(dir string, cfg *container.Config) {
+	c := sizeOf(cfg)
+	body, err := json.Marshal(miss{c.Accel, c.Resources.MemoryBytes, c.Resources.MilliCPUs, c.Resources.CPUSet, c.Network.Mode == TapMode})
+	if err == nil {
+		notify(dir, "/missed", body)
+	}
+}
+
+// notify sends a message to who keeps the pool with this directory, and does not wait for an answer.
+func notify(dir, resource string, body []byte) {
 	path := filepath.Join(filepath.Dir(dir), place.PoolSocketName)
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
@@ -39,12 +49,10 @@ func Miss(dir string, cfg *container.Config) {
 		}
 		return
 	}
-	c := sizeOf(cfg)
-	body, err := json.Marshal(miss{c.Accel, c.Resources.MemoryBytes, c.Resources.MilliCPUs, c.Resources.CPUSet})
-	if err != nil || len(body) > maxMiss {
+	if len(body) > maxMiss {
 		return
 	}
-	message := fmt.Sprintf("POST /missed HTTP/1.1\r\nHost: manisd\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	message := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: manisd\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", resource, len(body), body)
 	unix.SendmsgN(fd, []byte(message), nil, nil, unix.MSG_NOSIGNAL)
 }
 
@@ -62,8 +70,12 @@ func parseMiss(b []byte) (*container.Config, error) {
 	if len(m.CPUSet) > 256 {
 		return nil, errors.New("the set of CPUs is too long")
 	}
-	cfg := sizeOf(&container.Config{Accel: m.Accel, Resources: container.Resources{
+	asked := container.Config{Accel: m.Accel, Resources: container.Resources{
 		MemoryBytes: m.MemoryBytes, MilliCPUs: m.MilliCPUs, CPUSet: m.CPUSet,
-	}})
+	}}
+	if m.Tap {
+		asked.Network.Mode = TapMode
+	}
+	cfg := sizeOf(&asked)
 	return &cfg, nil
 }

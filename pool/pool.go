@@ -21,6 +21,9 @@ import (
 type Pool struct {
 	// Executable is the manis binary.
 	Executable string
+	// Shim is the program of containerd's shims, which can become all that manis can with a machine for engines, and a shim, too;
+	// empty: it is not installed.
+	Shim string
 	// Dir is the directory of the pool, see place.Places.Pool.
 	Dir string
 	// Environ is the environment of the machines' processes.

@@ -24,6 +24,7 @@ const maxConns = 64
 //	GET /metrics   Prometheus' text format
 //	GET /pool      State as JSON
 //	POST /missed   see Miss
+//	POST /started  see Tell
 func (p *Pool) Serve(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, r *http.Request) {
@@ -46,19 +47,33 @@ func (p *Pool) Serve(ctx context.Context, l net.Listener) error {
 			w.Header().Set("Content-Type", "application/json")
 			json.NewEncoder(w).Encode(s)
 		})
-		mux.HandleFunc("POST /missed", func(w http.ResponseWriter, r *http.Request) {
-			b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMiss))
-			if err == nil {
-				cfg, perr := parseMiss(b)
-				if err = perr; err == nil {
-					err = p.Missed(ctx, cfg) // who told may have hung up
+		hear := func(resource string, take func(message []byte) error) {
+			mux.HandleFunc("POST "+resource, func(w http.ResponseWriter, r *http.Request) {
+				b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMiss))
+				if err == nil {
+					err = take(b)
 				}
-			}
+				if err != nil {
+					http.Error(w, err.Error(), http.StatusBadRequest)
+					return
+				}
+				w.WriteHeader(http.StatusNoContent)
+			})
+		}
+		// In the pool's time, not in that of the request: who told may have hung up.
+		hear("/missed", func(b []byte) error {
+			cfg, err := parseMiss(b)
 			if err != nil {
-				http.Error(w, err.Error(), http.StatusBadRequest)
-				return
+				return err
 			}
-			w.WriteHeader(http.StatusNoContent)
+			return p.Missed(ctx, cfg)
+		})
+		hear("/started", func(b []byte) error {
+			s, err := parseStart(b)
+			if err != nil {
+				return err
+			}
+			return p.tell(ctx, func(k *keeping) { k.started(s) })
 		})
 	}
 	server := &http.Server{

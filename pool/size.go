@@ -39,16 +39,25 @@ type Settings struct {
 // Kind is the machine that a container gets. To a container all of one kind are the same.
 type Kind struct {
 	// Key begins the names of the sockets of such machines.
-	Key         string `json:"key"`
+	Key string `json:"key"`
+	// Tap: its card is a tap, as containers of engines have one.
+	Tap         bool   `json:"tap,omitempty"`
 	MemoryBytes uint64 `json:"machineBytes"`
 	VCPUs       int    `json:"vcpus"`
 	Accel       string `json:"accel"`
 }
 
-// String names a kind in metrics: "2cpu-640MiB-tcg".
+// String names a kind in metrics: "2cpu-640MiB-tcg", "2cpu-640MiB-tcg-tap".
 func (k Kind) String() string {
-	return fmt.Sprintf("%dcpu-%dMiB-%s", k.VCPUs, k.MemoryBytes>>20, k.Accel)
+	s := fmt.Sprintf("%dcpu-%dMiB-%s", k.VCPUs, k.MemoryBytes>>20, k.Accel)
+	if k.Tap {
+		s += "-tap"
+	}
+	return s
 }
+
+// TapMode is the network of containers that an engine's runtime makes: their machines have a tap.
+const TapMode = "tap"
 
 // sizeOf is what of a configuration decides about the machine.
 func sizeOf(cfg *container.Config) container.Config {
@@ -56,20 +65,25 @@ func sizeOf(cfg *container.Config) container.Config {
 	if accel == "" {
 		accel = "auto"
 	}
-	return container.Config{Accel: accel, Resources: container.Resources{
+	size := container.Config{Accel: accel, Resources: container.Resources{
 		MemoryBytes: cfg.Resources.MemoryBytes, MilliCPUs: cfg.Resources.MilliCPUs, CPUSet: cfg.Resources.CPUSet,
 	}}
+	if cfg.Network.Mode == TapMode {
+		size.Network.Mode = TapMode
+	}
+	return size
 }
 
 // sizeKey tells sizes apart.
 type sizeKey struct {
 	accel, cpuset string
 	memory, cpus  uint64
+	tap           bool
 }
 
 func keyOf(cfg *container.Config) sizeKey {
 	c := sizeOf(cfg)
-	return sizeKey{c.Accel, c.Resources.CPUSet, c.Resources.MemoryBytes, c.Resources.MilliCPUs}
+	return sizeKey{c.Accel, c.Resources.CPUSet, c.Resources.MemoryBytes, c.Resources.MilliCPUs, c.Network.Mode == TapMode}
 }
 
 func sameSize(a, b *container.Config) bool { return keyOf(a) == keyOf(b) }
@@ -84,10 +98,14 @@ func (s *Size) String() string {
 	if r.MilliCPUs > 0 {
 		words = append(words, fmt.Sprintf("%g CPUs", float64(r.MilliCPUs)/1000))
 	}
-	if len(words) == 0 {
-		return "the default size"
+	name := "the default size"
+	if len(words) > 0 {
+		name = "the size " + strings.Join(words, " with ")
 	}
-	return "the size " + strings.Join(words, " with ")
+	if s.Container.Network.Mode == TapMode {
+		name += " for engines"
+	}
+	return name
 }
 
 // maxKinds bounds what is remembered of sizes, most of which nobody keeps machines of.

@@ -10,6 +10,8 @@ type State struct {
 	Sizes []SizeState `json:"sizes"`
 	// OtherMisses are containers of sizes that have no machines in the pool.
 	OtherMisses uint64 `json:"otherMisses"`
+	// Starts are what containerd's shims have told.
+	Starts []StartState `json:"starts"`
 	// Paused is why nothing is made though machines are missing; "" while that is not so.
 	Paused string `json:"paused,omitempty"`
 	// MemoryBytes is what all waiting machines take. They may take BudgetBytes, and of the host's
@@ -56,7 +58,7 @@ type counts struct {
 // state is a copy for others to read.
 func (k *keeping) state() State {
 	s := State{
-		Sizes: []SizeState{}, OtherMisses: k.otherMisses, Paused: k.paused,
+		Sizes: []SizeState{}, OtherMisses: k.otherMisses, Starts: k.startStates(), Paused: k.paused,
 		BudgetBytes: k.settings.Budget, AvailableBytes: k.available, ReserveBytes: k.settings.Reserve,
 	}
 	for _, sh := range k.shelves {

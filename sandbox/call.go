@@ -73,6 +73,18 @@ func (s *Sandbox) Resume(ctx context.Context, id string) error {
 	return err
 }
 
+// Publish makes a projected volume of the containers hold something else.
+func (s *Sandbox) Publish(ctx context.Context, r *agent.Projection) error {
+	_, err := call(ctx, s, r, s.client().Publish)
+	return err
+}
+
+// Grow has the guest use what its machine was given.
+func (s *Sandbox) Grow(ctx context.Context, r *agent.GrowRequest) error {
+	_, err := call(ctx, s, r, s.client().Grow)
+	return err
+}
+
 // Stats reads the container's counters.
 func (s *Sandbox) Stats(ctx context.Context, id string) (*agent.StatsResponse, error) {
 	return call(ctx, s, &agent.ContainerRef{Id: id}, s.client().Stats)
@@ -101,6 +113,9 @@ func (s *Sandbox) RemoveContainer(ctx context.Context, id string) error {
 	return err
 }
 
+// maxLine is the most bytes of the console in an error.
+const maxLine = 200
+
 // lastLine returns the last line that says something, made printable: a guest
 // must not speak to the user's terminal.
 func lastLine(console []byte) string {
@@ -119,8 +134,8 @@ func lastLine(console []byte) string {
 		}
 		return r
 	}, line)
-	if len(line) > 200 {
-		line = line[:200]
+	if len(line) > maxLine {
+		line = strings.ToValidUTF8(line[:maxLine], "")
 	}
 	return line
 }

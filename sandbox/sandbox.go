@@ -41,6 +41,8 @@ type Config struct {
 	MAC string
 	// Hold makes a card that is served when Claim says by whom.
 	Hold bool
+	// Measured: the machine takes neither clock nor entropy from the host.
+	Measured bool
 	// BootTimeout bounds one attempt to get the agent's first answer, Attempts
 	// is how often to try: a guest without KVM may hang in the calibration
 	// of its timers when the host is busy. Zero means 30 s and 2.
@@ -57,11 +59,12 @@ type Sandbox struct {
 	// guestStart is the host's time at which the guest's monotonic clock began.
 	guestStart time.Time
 
-	life    context.Context // until Kill
-	cancel  context.CancelFunc
-	network sync.WaitGroup
-	card    net.Conn // of Hold, until Claim
-	slots   []vmm.Disk
+	life     context.Context // until Kill
+	cancel   context.CancelFunc
+	measured bool
+	network  sync.WaitGroup
+	card     net.Conn // of Hold, until Claim
+	slots    []vmm.Disk
 }
 
 // ErrEnded is wrapped by the error of a call whose machine ended before it
@@ -97,7 +100,7 @@ var errHung = errors.New("the guest does not answer")
 
 func boot(ctx context.Context, cfg Config, timeout time.Duration) (_ *Sandbox, err error) {
 	life, cancel := context.WithCancel(context.Background())
-	s := &Sandbox{life: life, cancel: cancel, slots: cfg.VM.Disks}
+	s := &Sandbox{life: life, cancel: cancel, slots: cfg.VM.Disks, measured: cfg.Measured}
 	defer func() {
 		if err != nil {
 			s.Kill()
@@ -188,9 +191,11 @@ func (s *Sandbox) Claim(ctx context.Context, cfg Config) error {
 // setUp makes the machine unique, or unique again.
 func (s *Sandbox) setUp(ctx context.Context, setup *agent.SetupRequest) (err error) {
 	setup.Version = wire.Version
-	setup.Entropy = make([]byte, 64)
-	rand.Read(setup.Entropy)
-	setup.ClockUnixNs = time.Now().UnixNano()
+	if !s.measured {
+		setup.Entropy = make([]byte, 64)
+		rand.Read(setup.Entropy)
+		setup.ClockUnixNs = time.Now().UnixNano()
+	}
 	s.guest, err = call(ctx, s, setup, s.client().Setup)
 	// The guest's own clock tells the kernel's work from the agent's.
 	if err == nil {
@@ -199,10 +204,16 @@ func (s *Sandbox) setUp(ctx context.Context, setup *agent.SetupRequest) (err err
 	return err
 }
 
+// maxUptime is how long after its beginning a guest can have had a span of a start.
+const maxUptime = 10 * 365 * 24 * time.Hour
+
 // record adds spans of the guest's monotonic time to the trace. They are as
 // trustworthy as the guest: good for a waterfall, for nothing else.
 func (s *Sandbox) record(ctx context.Context, spans []*agent.Span) {
 	for _, span := range spans {
+		if span.StartNs < 0 || span.EndNs < span.StartNs || time.Duration(span.EndNs) > maxUptime {
+			continue
+		}
 		trace.Record(ctx, span.Name, s.guestStart.Add(time.Duration(span.StartNs)), s.guestStart.Add(time.Duration(span.EndNs)))
 	}
 }
@@ -260,6 +271,9 @@ func (s *Sandbox) ended() error {
 		}
 		return fmt.Errorf("%w: %s%s", ErrEnded, detail, s.consoleHint())
 	default:
+		if err := s.current.Load().link.Err(); err != nil {
+			return fmt.Errorf("%w: its agent was given up: %w", ErrEnded, err)
+		}
 		return fmt.Errorf("%w: the connection to its agent was lost", ErrEnded)
 	}
 }

@@ -1,7 +1,11 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"net"
 	"sync/atomic"
 	"time"
@@ -75,13 +79,19 @@ func (s *Sandbox) Detach(ctx context.Context, keepContainers bool) error {
 	}
 	old := s.current.Load()
 	s.detached.Store(true)
-	if _, err := call(ctx, s, &agent.DetachRequest{KeepContainers: keepContainers}, old.client.Detach); err != nil {
+	mark := make([]byte, 32)
+	rand.Read(mark)
+	_, lost := call(ctx, s, &agent.DetachRequest{KeepContainers: keepContainers, Mark: mark}, old.client.Detach)
+	if lost != nil && !errors.Is(lost, ErrEnded) {
 		s.detached.Store(false)
-		return err
+		return lost
 	}
-	// Whatever was still written would be taken for the next session's.
+	// An agent that is quick may have ended the session before its reply was read: its mark tells.
 	old.conn.Close()
 	old.link.Close()
+	if err := meet(ctx, old.conn.Conn, mark); err != nil {
+		return errors.Join(lost, fmt.Errorf("end the session with the guest's agent: %w", err))
+	}
 	select {
 	case <-time.After(settleTime):
 		return nil
@@ -89,6 +99,44 @@ func (s *Sandbox) Detach(ctx context.Context, keepContainers bool) error {
 		return ctx.Err()
 	}
 }
+
+// meetTime bounds how long an agent may take to end a session.
+const meetTime = 30 * time.Second
+
+// meet makes sure that neither end takes anything of the last session for the next one's: see Detach in the
+// protocol.
+func meet(ctx context.Context, conn net.Conn, mark []byte) error {
+	deadline := time.Now().Add(meetTime)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := conn.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	await := func(kind byte) error {
+		mark := append(bytes.Clone(mark), kind)
+		var seen []byte
+		for !bytes.Contains(seen, mark) {
+			n, err := conn.Read(buf)
+			if err != nil {
+				return err
+			}
+			seen = append(seen[max(0, len(seen)-len(mark)):], buf[:n]...)
+		}
+		return nil
+	}
+	if err := await(1); err != nil {
+		return err
+	}
+	if _, err := conn.Write(mark); err != nil {
+		return err
+	}
+	return await(2)
+}
+
+// Detached reports whether a session was ended and none has begun since: when Detach fails, too.
+func (s *Sandbox) Detached() bool { return s.detached.Load() }
 
 // Reattach begins another session after Detach and sets the machine up again, with new
 // entropy: copies of it may run elsewhere.

@@ -16,6 +16,7 @@ import (
 	"manis/image/lockfile"
 	"manis/template/draft"
 	"manis/vmm"
+	"manis/vmm/checkpoint"
 )
 
 // The files of a saved machine, below a template's directory.
@@ -95,10 +96,10 @@ func OpenSaved(dir string) (_ *Machine, err error) {
 		return nil, failed(errors.New(info.Failed))
 	}
 	s := &Machine{dir: dir, saved: info.Machine}
-	if s.pages, err = openFile(filepath.Join(dir, pagesName)); err != nil {
+	if s.pages, err = checkpoint.OpenFile(filepath.Join(dir, pagesName)); err != nil {
 		return nil, err
 	}
-	if s.resumer, err = openFile(filepath.Join(dir, resumerName)); err != nil {
+	if s.resumer, err = checkpoint.OpenFile(filepath.Join(dir, resumerName)); err != nil {
 		s.pages.Close()
 		return nil, err
 	}
@@ -107,23 +108,6 @@ func OpenSaved(dir string) (_ *Machine, err error) {
 		return nil, err
 	}
 	return s, nil
-}
-
-// openFile opens a file that must be none of another kind, for which open(2) might wait.
-func openFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a file", path)
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
 }
 
 // Distrust forgets the saved machine, which could not be continued, until the next boot.

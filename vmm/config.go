@@ -26,6 +26,10 @@ type Config struct {
 	// Kernel is the path of a Linux kernel image, Initrd of its initial file
 	// system; empty is none.
 	Kernel, Initrd string
+	// Firmware is the path of UEFI firmware that boots Kernel and measures it, with Initrd and Cmdline, into a TPM, which the
+	// VM then has. Such a VM has no console and no source of random numbers of the host's. Empty: the driver's
+	// own firmware, which measures nothing.
+	Firmware string
 	// Cmdline holds words that are added to the kernel's command line after the
 	// driver's own.
 	Cmdline []string
@@ -44,14 +48,16 @@ type Config struct {
 	Saved *Saved
 	// VCPUs is the number of virtual processors; 0 means 1.
 	VCPUs int
+	// MaxMemoryBytes, a multiple of 1 MiB, and MaxVCPUs are what VM.Grow may reach; where they are no more than MemoryBytes
+	// and VCPUs the VM keeps its size.
+	MaxMemoryBytes uint64
+	MaxVCPUs       int
 	// Disks appear in the guest in this order, each found by its serial.
 	Disks []Disk
 	// Shares are host directories that the guest can mount.
 	Shares []Share
-	// NIC is the network interface; nil is none.
+	// NIC is the network interface; nil is none. VM.Plug adds others.
 	NIC *NIC
-	// MoreNICs are further ones of a VM that boots; the guest sees them after NIC, in this order.
-	MoreNICs []NIC
 	// Accel is resolved by the caller: a driver does not guess. Empty means AccelTCG.
 	Accel Accel
 	// CodeCache bounds the memory for translated code where the guest is emulated, bytes;
@@ -96,6 +102,28 @@ type Saved struct {
 	NIC   int
 	// Tap: the network interface's file is a tap device.
 	Tap bool
+	// Files are what of the shares was open. A VM that goes on from here opens the same again, in
+	// the shares' entries of the same names, where all of it must be as it was.
+	Files []SavedFile `json:",omitempty"`
+}
+
+// SavedFile is a file or directory of a share that was open when the VM was saved.
+type SavedFile struct {
+	// Share is the tag, Path that of the entry and below it.
+	Share, Path string
+	Directory   bool `json:",omitempty"`
+	// Size is that of a file, bytes.
+	Size int64 `json:",omitempty"`
+}
+
+// FileError says of an open file of a share why the VM cannot be saved or go on with it.
+type FileError struct {
+	// Share and Path are as in SavedFile.
+	Share, Path, Reason string
+}
+
+func (e *FileError) Error() string {
+	return fmt.Sprintf("%q of share %s: %s", e.Path, e.Share, e.Reason)
 }
 
 // Accel says what executes the guest's code.
@@ -151,9 +179,25 @@ type ShareEntry struct {
 	HostPath string
 	// ReadOnly is enforced by the host, below all mounts in HostPath.
 	ReadOnly bool
+	// WritableBelow: ReadOnly is for the mount of HostPath itself, those below it stay what they are.
+	WritableBelow bool
 	// File: HostPath is not a directory.
 	File bool
+	// Follows: what is mounted or unmounted below HostPath later is so for the VM, too. Only entries that Share adds do.
+	Follows bool
+	// IDs maps the owners of files; nil: they are what they are on the host. Only entries that Share adds may have it.
+	IDs *IDMap
 }
+
+// IDMap says which owners the VM sees, and which owners files get on the host that it makes.
+type IDMap struct {
+	Users, Groups []IDRange
+	// Below holds it for what is mounted below HostPath, too.
+	Below bool
+}
+
+// IDRange is Size ids from Host on, that are those from Seen on in the VM.
+type IDRange struct{ Host, Seen, Size uint32 }
 
 // NIC is a virtio network interface.
 type NIC struct {
@@ -177,8 +221,8 @@ func (n *NIC) File() *os.File {
 	return n.Conn
 }
 
-// check says what is wrong with n.
-func (n *NIC) check() error {
+// Check says what is wrong with n.
+func (n *NIC) Check() error {
 	if mac, err := net.ParseMAC(n.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 		return fmt.Errorf("%q is not a unicast Ethernet address", n.MAC)
 	}
@@ -212,6 +256,8 @@ func (c *Config) Check() error {
 		return fail("a saved machine goes on as it was saved: in a jail, with a network interface")
 	case c.Frozen != nil && (c.Frozen.Memory == "" || c.Frozen.State == nil || c.MemoryFile != ""):
 		return fail("a frozen machine without its memory or state")
+	case c.Firmware != "" && (c.Frozen != nil || c.Saved != nil || c.MemoryFile != "" || c.Unjailed || len(c.Shares) > 0):
+		return fail("a measured machine boots, in a jail, and has nothing of the host's")
 	case c.MemoryBytes < MinMemory:
 		return fail("%d MiB of memory are too few, a VM needs at least %d MiB", c.MemoryBytes>>20, MinMemory>>20)
 	case c.MemoryBytes%(1<<20) != 0:
@@ -220,16 +266,16 @@ func (c *Config) Check() error {
 		return fail("%d GiB of memory are more than the 1024 GiB that a VM can have", c.MemoryBytes>>30)
 	case c.VCPUs < 0 || c.VCPUs > MaxVCPUs:
 		return fail("%d processors, a VM has 1 to %d", c.VCPUs, MaxVCPUs)
+	case c.MaxMemoryBytes%(1<<20) != 0 || c.MaxMemoryBytes > 1<<40:
+		return fail("growth to %d bytes of memory, which is not a multiple of 1 MiB up to 1024 GiB", c.MaxMemoryBytes)
+	case c.MaxVCPUs < 0 || c.MaxVCPUs > MaxVCPUs:
+		return fail("growth to %d processors, a VM has 1 to %d", c.MaxVCPUs, MaxVCPUs)
 	case c.Accel != "" && c.Accel != AccelKVM && c.Accel != AccelTCG:
 		return fail("accelerator %q is neither %s nor %s", c.Accel, AccelKVM, AccelTCG)
 	case c.ConsoleLimit < 0:
 		return fail("negative console limit")
 	case len(c.Disks) > MaxDisks:
 		return fail("%d disks, a VM starts with at most %d", len(c.Disks), MaxDisks)
-	case len(c.MoreNICs) > 0 && (c.NIC == nil || c.Frozen != nil || c.Saved != nil || c.MemoryFile != ""):
-		return fail("only a machine that boots has several network interfaces")
-	case len(c.MoreNICs) >= MaxNICs:
-		return fail("%d network interfaces, a VM has at most %d", len(c.MoreNICs)+1, MaxNICs)
 	case c.Saved != nil && (c.NIC.Tap != nil) != c.Saved.Tap:
 		return fail("a saved machine goes on with a network interface of the kind that it had: a tap, or a connection")
 	case len(c.Shares) > MaxShares:
@@ -258,12 +304,7 @@ func (c *Config) Check() error {
 		}
 	}
 	if c.NIC != nil {
-		if err := c.NIC.check(); err != nil {
-			return fail("%v", err)
-		}
-	}
-	for _, n := range c.MoreNICs {
-		if err := n.check(); err != nil {
+		if err := c.NIC.Check(); err != nil {
 			return fail("%v", err)
 		}
 	}

@@ -32,7 +32,7 @@ type Info struct {
 	Accel   Accel  `json:"accel"`
 	// Args is the monitor's command line.
 	Args []string `json:"args"`
-	// MemoryBytes is the guest's RAM.
+	// MemoryBytes is the guest's RAM, VCPUs the number of its processors, with what it has grown by.
 	MemoryBytes uint64 `json:"memory_bytes"`
 	VCPUs       int    `json:"vcpus"`
 	// Jail lists what confines the monitor, each verified from outside.

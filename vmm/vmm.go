@@ -77,6 +77,26 @@ type VM interface {
 	Insert(ctx context.Context, d Disk) error
 	// Share adds an entry to a share that Grows. The guest sees it at once.
 	Share(ctx context.Context, tag string, e ShareEntry) error
+	// Unshare takes an entry away that Share has added. Files that the guest has open stay so until it
+	// closes them.
+	Unshare(ctx context.Context, tag string, e ShareEntry) error
+	// Plug gives the running VM a further network interface, with a Tap, which is duplicated. The guest learns of it
+	// in its own time. There are at most MaxNICs at once, and no two with the same address.
+	Plug(ctx context.Context, n NIC) error
+	// Unplug takes an interface away that Plug has given, by its hardware address. No frame passes any more from the
+	// beginning; a guest that does not let go of it until ctx ends keeps its place, without what carries frames.
+	Unplug(ctx context.Context, mac string) error
+	// Attach gives the running VM a further disk, whose file is duplicated. The guest learns of it in its own time. There are at most MaxDisks
+	// at once, with those of the start.
+	Attach(ctx context.Context, d Disk) error
+	// Detach takes a disk away that Attach has given, by its serial, when the guest has let go of it. If it does not until ctx ends
+	// the VM keeps the disk.
+	Detach(ctx context.Context, serial string) error
+	// Grow makes the VM one of this size, each at most what its Config allows; less than at the start, or than there are
+	// processors, changes nothing of it. It returns when the guest has all of the memory, or with an error that wraps that of ctx, after which what
+	// was added is taken back; the guest has to put processors into use itself. Memory that is less than
+	// before is asked back without waiting: a guest gives what it does not use.
+	Grow(ctx context.Context, memoryBytes uint64, vcpus int) error
 	// Freeze stops a VM with a MemoryFile for good and writes to state what is not in that
 	// file. The caller kills the VM in any case; after success memory and state
 	// are what Frozen takes.
@@ -84,7 +104,8 @@ type VM interface {
 	// Save stops a VM that went on from a frozen or saved one, and writes the process of its
 	// monitor to two empty files: pages, and resumer, a program. The caller kills the VM in any
 	// case, or lets it go on by Resume; after success the files and what is returned
-	// are Saved, but for the files' paths.
+	// are Saved, but for the files' paths. Files of shares that the guest has open stay open, in copies of the
+	// VM, too; one that could not be is a *FileError.
 	Save(ctx context.Context, pages, resumer *os.File) (*Saved, error)
 	// Kill ends the VM at once, waits until nothing is left of it and
 	// releases its resources. The error says what could not be released.

@@ -74,8 +74,10 @@ type DetachRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Containers may be there: each with its first process only.
 	KeepContainers bool `protobuf:"varint,1,opt,name=keep_containers,json=keepContainers,proto3" json:"keep_containers,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// 16 to 64 bytes that nobody else can know.
+	Mark          []byte `protobuf:"bytes,2,opt,name=mark,proto3" json:"mark,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DetachRequest) Reset() {
@@ -115,20 +117,137 @@ func (x *DetachRequest) GetKeepContainers() bool {
 	return false
 }
 
+func (x *DetachRequest) GetMark() []byte {
+	if x != nil {
+		return x.Mark
+	}
+	return nil
+}
+
+type ResolveRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Server is an address of loopback: 127.0.0.0/8 or ::1. Processes of the machine reach the name server at its
+	// port 53, by UDP and TCP; what else they do there is their own.
+	Server string `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
+	// Token of the stream, see package manis/api/names.
+	Stream        uint64 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResolveRequest) Reset() {
+	*x = ResolveRequest{}
+	mi := &file_api_agent_agent_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResolveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResolveRequest) ProtoMessage() {}
+
+func (x *ResolveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResolveRequest.ProtoReflect.Descriptor instead.
+func (*ResolveRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ResolveRequest) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
+func (x *ResolveRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+type ForwardRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Port  uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Token of the stream that carries the bytes.
+	Stream        uint64 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardRequest) Reset() {
+	*x = ForwardRequest{}
+	mi := &file_api_agent_agent_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardRequest) ProtoMessage() {}
+
+func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
+func (*ForwardRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ForwardRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ForwardRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
 type AdoptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Tokens as in Process.
-	Stdin         uint64 `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Stdout        uint64 `protobuf:"varint,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
-	Stderr        uint64 `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Stdin  uint64 `protobuf:"varint,2,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Stdout uint64 `protobuf:"varint,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr uint64 `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// The name by which requests mean the container from now on; empty: its present one.
+	NewId         string `protobuf:"bytes,5,opt,name=new_id,json=newId,proto3" json:"new_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[2]
+	mi := &file_api_agent_agent_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -140,7 +259,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[2]
+	mi := &file_api_agent_agent_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -153,7 +272,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{2}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AdoptRequest) GetId() string {
@@ -184,6 +303,13 @@ func (x *AdoptRequest) GetStderr() uint64 {
 	return 0
 }
 
+func (x *AdoptRequest) GetNewId() string {
+	if x != nil {
+		return x.NewId
+	}
+	return ""
+}
+
 type SetupRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Version of this protocol that the host speaks; see wire.Version.
@@ -205,7 +331,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[3]
+	mi := &file_api_agent_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -217,7 +343,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[3]
+	mi := &file_api_agent_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -230,7 +356,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{3}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SetupRequest) GetVersion() uint32 {
@@ -305,7 +431,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[4]
+	mi := &file_api_agent_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +443,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[4]
+	mi := &file_api_agent_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +456,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{4}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetupResponse) GetVersion() uint32 {
@@ -400,7 +526,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_api_agent_agent_proto_msgTypes[5]
+	mi := &file_api_agent_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -412,7 +538,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[5]
+	mi := &file_api_agent_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -425,7 +551,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Network) GetDevice() string {
@@ -497,14 +623,21 @@ type Interface struct {
 	Neighbors []*Neighbor `protobuf:"bytes,5,rep,name=neighbors,proto3" json:"neighbors,omitempty"`
 	// Kernel parameters that can be set once the interface has its name, written below /proc/sys
 	// before it is brought up.
-	Sysctls       map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Sysctls map[string]string `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Its card was plugged into the running machine, or is about to be, under its hardware address: it is waited for, and
+	// no other card will do.
+	Plugged bool `protobuf:"varint,7,opt,name=plugged,proto3" json:"plugged,omitempty"`
+	// The hardware address by which its card is found, where that is not mac: several interfaces may have one mac.
+	Card string `protobuf:"bytes,8,opt,name=card,proto3" json:"card,omitempty"`
+	// It resolves no addresses (IFF_NOARP): whatever it sends goes to the other end.
+	NoArp         bool `protobuf:"varint,9,opt,name=no_arp,json=noArp,proto3" json:"no_arp,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -516,7 +649,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[6]
+	mi := &file_api_agent_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -529,7 +662,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Interface) GetName() string {
@@ -574,6 +707,27 @@ func (x *Interface) GetSysctls() map[string]string {
 	return nil
 }
 
+func (x *Interface) GetPlugged() bool {
+	if x != nil {
+		return x.Plugged
+	}
+	return false
+}
+
+func (x *Interface) GetCard() string {
+	if x != nil {
+		return x.Card
+	}
+	return ""
+}
+
+func (x *Interface) GetNoArp() bool {
+	if x != nil {
+		return x.NoArp
+	}
+	return false
+}
+
 type Address struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Prefix string                 `protobuf:"bytes,1,opt,name=prefix,proto3" json:"prefix,omitempty"` // CIDR
@@ -594,7 +748,7 @@ type Address struct {
 
 func (x *Address) Reset() {
 	*x = Address{}
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +760,7 @@ func (x *Address) String() string {
 func (*Address) ProtoMessage() {}
 
 func (x *Address) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[7]
+	mi := &file_api_agent_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +773,7 @@ func (x *Address) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Address.ProtoReflect.Descriptor instead.
 func (*Address) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Address) GetPrefix() string {
@@ -683,7 +837,7 @@ type Neighbor struct {
 
 func (x *Neighbor) Reset() {
 	*x = Neighbor{}
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +849,7 @@ func (x *Neighbor) String() string {
 func (*Neighbor) ProtoMessage() {}
 
 func (x *Neighbor) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[8]
+	mi := &file_api_agent_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +862,7 @@ func (x *Neighbor) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbor.ProtoReflect.Descriptor instead.
 func (*Neighbor) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Neighbor) GetAddress() string {
@@ -756,7 +910,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +922,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[9]
+	mi := &file_api_agent_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +935,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Route) GetDestination() string {
@@ -895,7 +1049,7 @@ type NextHop struct {
 
 func (x *NextHop) Reset() {
 	*x = NextHop{}
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1061,7 @@ func (x *NextHop) String() string {
 func (*NextHop) ProtoMessage() {}
 
 func (x *NextHop) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[10]
+	mi := &file_api_agent_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1074,7 @@ func (x *NextHop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NextHop.ProtoReflect.Descriptor instead.
 func (*NextHop) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *NextHop) GetDevice() string {
@@ -982,7 +1136,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1148,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[11]
+	mi := &file_api_agent_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1161,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rule) GetFamily() uint32 {
@@ -1154,7 +1308,7 @@ type Share struct {
 
 func (x *Share) Reset() {
 	*x = Share{}
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1166,7 +1320,7 @@ func (x *Share) String() string {
 func (*Share) ProtoMessage() {}
 
 func (x *Share) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[12]
+	mi := &file_api_agent_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1179,7 +1333,7 @@ func (x *Share) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Share.ProtoReflect.Descriptor instead.
 func (*Share) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Share) GetTag() string {
@@ -1251,13 +1405,16 @@ type CreateContainerRequest struct {
 	// The table of mounts (proc_pid_mountinfo(5)) has the order of this request's. Otherwise proc
 	// filesystems come last.
 	KeepMountOrder bool `protobuf:"varint,30,opt,name=keep_mount_order,json=keepMountOrder,proto3" json:"keep_mount_order,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What mounts of the type "projection" show. Containers that give one the same name share it, and it holds what was
+	// said last; with the last of them it goes.
+	Projections   []*Projection `protobuf:"bytes,31,rep,name=projections,proto3" json:"projections,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1426,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[13]
+	mi := &file_api_agent_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1439,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -1495,6 +1652,156 @@ func (x *CreateContainerRequest) GetKeepMountOrder() bool {
 	return false
 }
 
+func (x *CreateContainerRequest) GetProjections() []*Projection {
+	if x != nil {
+		return x.Projections
+	}
+	return nil
+}
+
+// Projection is the content of a volume that the kubelet keeps up to date: files below a directory with a timestamp as its name, to which
+// the link "..data" leads, and links through that at the top. A content with another timestamp is put into the place
+// of the present one as the kubelet does it, so that inotify(7) tells the same: the new directory is written completely, "..data"
+// is replaced by a rename, links come and go, and the old directory is removed.
+type Projection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Everything in it, parents first. The first one is the volume's own directory, with the path ".".
+	Files         []*ProjectedFile `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Projection) Reset() {
+	*x = Projection{}
+	mi := &file_api_agent_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Projection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Projection) ProtoMessage() {}
+
+func (x *Projection) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Projection.ProtoReflect.Descriptor instead.
+func (*Projection) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Projection) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Projection) GetFiles() []*ProjectedFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type ProjectedFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Path  string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // relative, without ".."
+	// As in stat(2), st_mode: directories, regular files and symbolic links.
+	Mode        uint32 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
+	Uid         uint32 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"` // ids of the machine
+	Gid         uint32 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	MtimeUnixNs int64  `protobuf:"varint,5,opt,name=mtime_unix_ns,json=mtimeUnixNs,proto3" json:"mtime_unix_ns,omitempty"`
+	// A regular file's bytes, or a link's target.
+	Content       []byte `protobuf:"bytes,6,opt,name=content,proto3" json:"content,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProjectedFile) Reset() {
+	*x = ProjectedFile{}
+	mi := &file_api_agent_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProjectedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProjectedFile) ProtoMessage() {}
+
+func (x *ProjectedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProjectedFile.ProtoReflect.Descriptor instead.
+func (*ProjectedFile) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ProjectedFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ProjectedFile) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *ProjectedFile) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *ProjectedFile) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *ProjectedFile) GetMtimeUnixNs() int64 {
+	if x != nil {
+		return x.MtimeUnixNs
+	}
+	return 0
+}
+
+func (x *ProjectedFile) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
 type IDMapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   uint32                 `protobuf:"varint,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1506,7 +1813,7 @@ type IDMapping struct {
 
 func (x *IDMapping) Reset() {
 	*x = IDMapping{}
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1825,7 @@ func (x *IDMapping) String() string {
 func (*IDMapping) ProtoMessage() {}
 
 func (x *IDMapping) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[14]
+	mi := &file_api_agent_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1838,7 @@ func (x *IDMapping) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
 func (*IDMapping) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *IDMapping) GetContainerId() uint32 {
@@ -1568,7 +1875,7 @@ type TimeNamespace struct {
 
 func (x *TimeNamespace) Reset() {
 	*x = TimeNamespace{}
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1580,7 +1887,7 @@ func (x *TimeNamespace) String() string {
 func (*TimeNamespace) ProtoMessage() {}
 
 func (x *TimeNamespace) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[15]
+	mi := &file_api_agent_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1593,7 +1900,7 @@ func (x *TimeNamespace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TimeNamespace.ProtoReflect.Descriptor instead.
 func (*TimeNamespace) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TimeNamespace) GetMonotonicSeconds() int64 {
@@ -1638,7 +1945,7 @@ type Hook struct {
 
 func (x *Hook) Reset() {
 	*x = Hook{}
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1957,7 @@ func (x *Hook) String() string {
 func (*Hook) ProtoMessage() {}
 
 func (x *Hook) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[16]
+	mi := &file_api_agent_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1970,7 @@ func (x *Hook) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hook.ProtoReflect.Descriptor instead.
 func (*Hook) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Hook) GetPath() string {
@@ -1707,14 +2014,20 @@ type RootFS struct {
 	TmpfsBytes uint64 `protobuf:"varint,5,opt,name=tmpfs_bytes,json=tmpfsBytes,proto3" json:"tmpfs_bytes,omitempty"`
 	// TAG/ENTRY of a 9p share: the root filesystem itself, live, without image, check or
 	// writable layer. Of the other fields only readonly counts.
-	Share         string `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"`
+	Share string `protobuf:"bytes,6,opt,name=share,proto3" json:"share,omitempty"`
+	// TAG/ENTRY of a file of a 9p share with the EROFS image of what lies below, mounted
+	// unchecked, and of a directory of one with the writable layer: its subdirectories "fs" and
+	// "work" are an overlay's upper and work directory. Both or neither; of the other fields only
+	// readonly counts.
+	Image         string `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	Layer         string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RootFS) Reset() {
 	*x = RootFS{}
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1726,7 +2039,7 @@ func (x *RootFS) String() string {
 func (*RootFS) ProtoMessage() {}
 
 func (x *RootFS) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[17]
+	mi := &file_api_agent_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1739,7 +2052,7 @@ func (x *RootFS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RootFS.ProtoReflect.Descriptor instead.
 func (*RootFS) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *RootFS) GetDisk() string {
@@ -1784,6 +2097,20 @@ func (x *RootFS) GetShare() string {
 	return ""
 }
 
+func (x *RootFS) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *RootFS) GetLayer() string {
+	if x != nil {
+		return x.Layer
+	}
+	return ""
+}
+
 type Verity struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	RootHash       string                 `protobuf:"bytes,1,opt,name=root_hash,json=rootHash,proto3" json:"root_hash,omitempty"` // hex
@@ -1800,7 +2127,7 @@ type Verity struct {
 
 func (x *Verity) Reset() {
 	*x = Verity{}
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +2139,7 @@ func (x *Verity) String() string {
 func (*Verity) ProtoMessage() {}
 
 func (x *Verity) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[18]
+	mi := &file_api_agent_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +2152,7 @@ func (x *Verity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verity.ProtoReflect.Descriptor instead.
 func (*Verity) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Verity) GetRootHash() string {
@@ -1885,7 +2212,7 @@ type Mount struct {
 	// with ext4 or EROFS; "bind": source names a directory in memory that the
 	// sandbox's containers share, made on first use: with options of a tmpfs (size=, mode=)
 	// as a filesystem of its own, which those of the first use hold for and which ends with
-	// the last container that has it; "device": source is null, zero, full, random,
+	// the last container that has it; "projection": source is the name of one; "device": source is null, zero, full, random,
 	// urandom or tty, whose node lies on a file.
 	Type   string `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"`
 	Source string `protobuf:"bytes,3,opt,name=source,proto3" json:"source,omitempty"`
@@ -1904,7 +2231,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1916,7 +2243,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[19]
+	mi := &file_api_agent_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1929,7 +2256,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Mount) GetDestination() string {
@@ -1984,14 +2311,16 @@ type Device struct {
 	Uid   uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid   uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
 	// Cgroup access "rwm"; empty means no rule.
-	Access        string `protobuf:"bytes,8,opt,name=access,proto3" json:"access,omitempty"`
+	Access string `protobuf:"bytes,8,opt,name=access,proto3" json:"access,omitempty"`
+	// Serial of a disk of the machine's: the node has its number, whatever major and minor say.
+	Disk          string `protobuf:"bytes,9,opt,name=disk,proto3" json:"disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2332,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[20]
+	mi := &file_api_agent_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,7 +2345,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Device) GetPath() string {
@@ -2075,6 +2404,13 @@ func (x *Device) GetAccess() string {
 	return ""
 }
 
+func (x *Device) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
 type File struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -2086,7 +2422,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2098,7 +2434,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[21]
+	mi := &file_api_agent_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2111,7 +2447,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *File) GetPath() string {
@@ -2160,7 +2496,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2508,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[22]
+	mi := &file_api_agent_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2521,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -2271,7 +2607,7 @@ type DeviceRule struct {
 
 func (x *DeviceRule) Reset() {
 	*x = DeviceRule{}
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2283,7 +2619,7 @@ func (x *DeviceRule) String() string {
 func (*DeviceRule) ProtoMessage() {}
 
 func (x *DeviceRule) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[23]
+	mi := &file_api_agent_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2296,7 +2632,7 @@ func (x *DeviceRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceRule.ProtoReflect.Descriptor instead.
 func (*DeviceRule) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeviceRule) GetAllow() bool {
@@ -2381,7 +2717,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2393,7 +2729,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[24]
+	mi := &file_api_agent_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2406,7 +2742,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Process) GetArgs() []string {
@@ -2600,7 +2936,7 @@ type Scheduler struct {
 
 func (x *Scheduler) Reset() {
 	*x = Scheduler{}
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2612,7 +2948,7 @@ func (x *Scheduler) String() string {
 func (*Scheduler) ProtoMessage() {}
 
 func (x *Scheduler) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[25]
+	mi := &file_api_agent_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2625,7 +2961,7 @@ func (x *Scheduler) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Scheduler.ProtoReflect.Descriptor instead.
 func (*Scheduler) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Scheduler) GetPolicy() uint32 {
@@ -2692,7 +3028,7 @@ type Capabilities struct {
 
 func (x *Capabilities) Reset() {
 	*x = Capabilities{}
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2704,7 +3040,7 @@ func (x *Capabilities) String() string {
 func (*Capabilities) ProtoMessage() {}
 
 func (x *Capabilities) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[26]
+	mi := &file_api_agent_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2717,7 +3053,7 @@ func (x *Capabilities) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Capabilities.ProtoReflect.Descriptor instead.
 func (*Capabilities) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Capabilities) GetBounding() []string {
@@ -2766,7 +3102,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2778,7 +3114,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[27]
+	mi := &file_api_agent_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2791,7 +3127,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Rlimit) GetType() string {
@@ -2825,7 +3161,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2837,7 +3173,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[28]
+	mi := &file_api_agent_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2850,7 +3186,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CreateContainerResponse) GetSpans() []*Span {
@@ -2871,7 +3207,7 @@ type Span struct {
 
 func (x *Span) Reset() {
 	*x = Span{}
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3219,7 @@ func (x *Span) String() string {
 func (*Span) ProtoMessage() {}
 
 func (x *Span) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[29]
+	mi := &file_api_agent_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3232,7 @@ func (x *Span) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Span.ProtoReflect.Descriptor instead.
 func (*Span) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Span) GetName() string {
@@ -2929,7 +3265,7 @@ type ContainerRef struct {
 
 func (x *ContainerRef) Reset() {
 	*x = ContainerRef{}
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2941,7 +3277,7 @@ func (x *ContainerRef) String() string {
 func (*ContainerRef) ProtoMessage() {}
 
 func (x *ContainerRef) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[30]
+	mi := &file_api_agent_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2954,7 +3290,7 @@ func (x *ContainerRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRef.ProtoReflect.Descriptor instead.
 func (*ContainerRef) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ContainerRef) GetId() string {
@@ -2977,7 +3313,7 @@ type StartContainerRequest struct {
 
 func (x *StartContainerRequest) Reset() {
 	*x = StartContainerRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2989,7 +3325,7 @@ func (x *StartContainerRequest) String() string {
 func (*StartContainerRequest) ProtoMessage() {}
 
 func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[31]
+	mi := &file_api_agent_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3002,7 +3338,7 @@ func (x *StartContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartContainerRequest.ProtoReflect.Descriptor instead.
 func (*StartContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *StartContainerRequest) GetId() string {
@@ -3037,7 +3373,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3049,7 +3385,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[32]
+	mi := &file_api_agent_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3062,7 +3398,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -3097,7 +3433,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3109,7 +3445,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[33]
+	mi := &file_api_agent_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3122,7 +3458,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -3149,7 +3485,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3161,7 +3497,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[34]
+	mi := &file_api_agent_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3174,7 +3510,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -3207,7 +3543,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3219,7 +3555,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[35]
+	mi := &file_api_agent_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3232,7 +3568,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -3282,7 +3618,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[36]
+	mi := &file_api_agent_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3294,7 +3630,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[36]
+	mi := &file_api_agent_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3307,7 +3643,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -3350,7 +3686,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[37]
+	mi := &file_api_agent_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3362,7 +3698,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[37]
+	mi := &file_api_agent_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3375,7 +3711,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -3416,7 +3752,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[38]
+	mi := &file_api_agent_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +3764,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[38]
+	mi := &file_api_agent_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +3777,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{38}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -3456,6 +3792,60 @@ func (x *UpdateRequest) GetResources() *Resources {
 		return x.Resources
 	}
 	return nil
+}
+
+type GrowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the machine has been given beyond the memory that it has started with.
+	MemoryBytes uint64 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// How many processors are to be in use, the first ones; 0: as many as there are.
+	Vcpus         uint32 `protobuf:"varint,2,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GrowRequest) Reset() {
+	*x = GrowRequest{}
+	mi := &file_api_agent_agent_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GrowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GrowRequest) ProtoMessage() {}
+
+func (x *GrowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_agent_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GrowRequest.ProtoReflect.Descriptor instead.
+func (*GrowRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GrowRequest) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GrowRequest) GetVcpus() uint32 {
+	if x != nil {
+		return x.Vcpus
+	}
+	return 0
 }
 
 type StatsResponse struct {
@@ -3483,7 +3873,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[39]
+	mi := &file_api_agent_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3495,7 +3885,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[39]
+	mi := &file_api_agent_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3508,7 +3898,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{39}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -3632,7 +4022,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[40]
+	mi := &file_api_agent_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3644,7 +4034,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[40]
+	mi := &file_api_agent_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3657,7 +4047,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{40}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*ProcessInfo {
@@ -3683,7 +4073,7 @@ type ProcessInfo struct {
 
 func (x *ProcessInfo) Reset() {
 	*x = ProcessInfo{}
-	mi := &file_api_agent_agent_proto_msgTypes[41]
+	mi := &file_api_agent_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3695,7 +4085,7 @@ func (x *ProcessInfo) String() string {
 func (*ProcessInfo) ProtoMessage() {}
 
 func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[41]
+	mi := &file_api_agent_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3708,7 +4098,7 @@ func (x *ProcessInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessInfo.ProtoReflect.Descriptor instead.
 func (*ProcessInfo) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{41}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ProcessInfo) GetPid() uint32 {
@@ -3779,7 +4169,7 @@ type CopyOutRequest struct {
 
 func (x *CopyOutRequest) Reset() {
 	*x = CopyOutRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[42]
+	mi := &file_api_agent_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +4181,7 @@ func (x *CopyOutRequest) String() string {
 func (*CopyOutRequest) ProtoMessage() {}
 
 func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[42]
+	mi := &file_api_agent_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3804,7 +4194,7 @@ func (x *CopyOutRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutRequest.ProtoReflect.Descriptor instead.
 func (*CopyOutRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{42}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *CopyOutRequest) GetId() string {
@@ -3850,7 +4240,7 @@ type CopyOutResponse struct {
 
 func (x *CopyOutResponse) Reset() {
 	*x = CopyOutResponse{}
-	mi := &file_api_agent_agent_proto_msgTypes[43]
+	mi := &file_api_agent_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3862,7 +4252,7 @@ func (x *CopyOutResponse) String() string {
 func (*CopyOutResponse) ProtoMessage() {}
 
 func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[43]
+	mi := &file_api_agent_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3875,7 +4265,7 @@ func (x *CopyOutResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyOutResponse.ProtoReflect.Descriptor instead.
 func (*CopyOutResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{43}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *CopyOutResponse) GetName() string {
@@ -3938,7 +4328,7 @@ type CopyInRequest struct {
 
 func (x *CopyInRequest) Reset() {
 	*x = CopyInRequest{}
-	mi := &file_api_agent_agent_proto_msgTypes[44]
+	mi := &file_api_agent_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3950,7 +4340,7 @@ func (x *CopyInRequest) String() string {
 func (*CopyInRequest) ProtoMessage() {}
 
 func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_agent_proto_msgTypes[44]
+	mi := &file_api_agent_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3963,7 +4353,7 @@ func (x *CopyInRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyInRequest.ProtoReflect.Descriptor instead.
 func (*CopyInRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_agent_proto_rawDescGZIP(), []int{44}
+	return file_api_agent_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *CopyInRequest) GetId() string {
@@ -4013,14 +4403,22 @@ var File_api_agent_agent_proto protoreflect.FileDescriptor
 const file_api_agent_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x15api/agent/agent.proto\x12\x0emanis.agent.v1\"\a\n" +
-	"\x05Empty\"8\n" +
+	"\x05Empty\"L\n" +
 	"\rDetachRequest\x12'\n" +
-	"\x0fkeep_containers\x18\x01 \x01(\bR\x0ekeepContainers\"d\n" +
+	"\x0fkeep_containers\x18\x01 \x01(\bR\x0ekeepContainers\x12\x12\n" +
+	"\x04mark\x18\x02 \x01(\fR\x04mark\"@\n" +
+	"\x0eResolveRequest\x12\x16\n" +
+	"\x06server\x18\x01 \x01(\tR\x06server\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"<\n" +
+	"\x0eForwardRequest\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"{\n" +
 	"\fAdoptRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05stdin\x18\x02 \x01(\x04R\x05stdin\x12\x16\n" +
 	"\x06stdout\x18\x03 \x01(\x04R\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x04 \x01(\x04R\x06stderr\"\x85\x03\n" +
+	"\x06stderr\x18\x04 \x01(\x04R\x06stderr\x12\x15\n" +
+	"\x06new_id\x18\x05 \x01(\tR\x05newId\"\x85\x03\n" +
 	"\fSetupRequest\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x18\n" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x12\"\n" +
@@ -4053,14 +4451,17 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\n" +
 	"interfaces\x18\a \x03(\v2\x19.manis.agent.v1.InterfaceR\n" +
 	"interfaces\x12*\n" +
-	"\x05rules\x18\b \x03(\v2\x14.manis.agent.v1.RuleR\x05rules\"\xb0\x02\n" +
+	"\x05rules\x18\b \x03(\v2\x14.manis.agent.v1.RuleR\x05rules\"\xf5\x02\n" +
 	"\tInterface\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03mac\x18\x02 \x01(\tR\x03mac\x12\x10\n" +
 	"\x03mtu\x18\x03 \x01(\rR\x03mtu\x125\n" +
 	"\taddresses\x18\x04 \x03(\v2\x17.manis.agent.v1.AddressR\taddresses\x126\n" +
 	"\tneighbors\x18\x05 \x03(\v2\x18.manis.agent.v1.NeighborR\tneighbors\x12@\n" +
-	"\asysctls\x18\x06 \x03(\v2&.manis.agent.v1.Interface.SysctlsEntryR\asysctls\x1a:\n" +
+	"\asysctls\x18\x06 \x03(\v2&.manis.agent.v1.Interface.SysctlsEntryR\asysctls\x12\x18\n" +
+	"\aplugged\x18\a \x01(\bR\aplugged\x12\x12\n" +
+	"\x04card\x18\b \x01(\tR\x04card\x12\x15\n" +
+	"\x06no_arp\x18\t \x01(\bR\x05noArp\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x01\n" +
@@ -4121,7 +4522,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x16suppress_prefix_length\x18\x12 \x01(\x05R\x14suppressPrefixLength\x12\x12\n" +
 	"\x04goto\x18\x13 \x01(\rR\x04goto\"\x19\n" +
 	"\x05Share\x12\x10\n" +
-	"\x03tag\x18\x01 \x01(\tR\x03tag\"\x85\n" +
+	"\x03tag\x18\x01 \x01(\tR\x03tag\"\xc3\n" +
 	"\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
@@ -4160,10 +4561,22 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\bjoin_ipc\x18\x1b \x01(\tR\ajoinIpc\x12\x19\n" +
 	"\bjoin_uts\x18\x1c \x01(\tR\ajoinUts\x12!\n" +
 	"\ffind_command\x18\x1d \x01(\bR\vfindCommand\x12(\n" +
-	"\x10keep_mount_order\x18\x1e \x01(\bR\x0ekeepMountOrder\x1a:\n" +
+	"\x10keep_mount_order\x18\x1e \x01(\bR\x0ekeepMountOrder\x12<\n" +
+	"\vprojections\x18\x1f \x03(\v2\x1a.manis.agent.v1.ProjectionR\vprojections\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"U\n" +
+	"\n" +
+	"Projection\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x05files\x18\x02 \x03(\v2\x1d.manis.agent.v1.ProjectedFileR\x05files\"\x99\x01\n" +
+	"\rProjectedFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12\"\n" +
+	"\rmtime_unix_ns\x18\x05 \x01(\x03R\vmtimeUnixNs\x12\x18\n" +
+	"\acontent\x18\x06 \x01(\fR\acontent\"a\n" +
 	"\tIDMapping\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\rR\vcontainerId\x12\x1d\n" +
 	"\n" +
@@ -4178,7 +4591,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03env\x18\x03 \x03(\tR\x03env\x12'\n" +
-	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xc2\x01\n" +
+	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xee\x01\n" +
 	"\x06RootFS\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12.\n" +
 	"\x06verity\x18\x02 \x01(\v2\x16.manis.agent.v1.VerityR\x06verity\x12\x1a\n" +
@@ -4186,7 +4599,9 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\fscratch_disk\x18\x04 \x01(\tR\vscratchDisk\x12\x1f\n" +
 	"\vtmpfs_bytes\x18\x05 \x01(\x04R\n" +
 	"tmpfsBytes\x12\x14\n" +
-	"\x05share\x18\x06 \x01(\tR\x05share\"\xed\x01\n" +
+	"\x05share\x18\x06 \x01(\tR\x05share\x12\x14\n" +
+	"\x05image\x18\a \x01(\tR\x05image\x12\x14\n" +
+	"\x05layer\x18\b \x01(\tR\x05layer\"\xed\x01\n" +
 	"\x06Verity\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12(\n" +
@@ -4203,7 +4618,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06source\x18\x03 \x01(\tR\x06source\x12\x18\n" +
 	"\aoptions\x18\x04 \x03(\tR\aoptions\x12\x12\n" +
 	"\x04file\x18\x05 \x01(\bR\x04file\x12\x1a\n" +
-	"\bpopulate\x18\x06 \x01(\bR\bpopulate\"\xac\x01\n" +
+	"\bpopulate\x18\x06 \x01(\bR\bpopulate\"\xc0\x01\n" +
 	"\x06Device\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x14\n" +
@@ -4212,7 +4627,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04mode\x18\x05 \x01(\rR\x04mode\x12\x10\n" +
 	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\a \x01(\rR\x03gid\x12\x16\n" +
-	"\x06access\x18\b \x01(\tR\x06access\"H\n" +
+	"\x06access\x18\b \x01(\tR\x06access\x12\x12\n" +
+	"\x04disk\x18\t \x01(\tR\x04disk\"H\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
@@ -4331,7 +4747,10 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\acolumns\x18\x04 \x01(\rR\acolumns\"X\n" +
 	"\rUpdateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x127\n" +
-	"\tresources\x18\x02 \x01(\v2\x19.manis.agent.v1.ResourcesR\tresources\"\x87\x05\n" +
+	"\tresources\x18\x02 \x01(\v2\x19.manis.agent.v1.ResourcesR\tresources\"F\n" +
+	"\vGrowRequest\x12!\n" +
+	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x14\n" +
+	"\x05vcpus\x18\x02 \x01(\rR\x05vcpus\"\x87\x05\n" +
 	"\rStatsResponse\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12,\n" +
 	"\x12memory_limit_bytes\x18\x02 \x01(\x04R\x10memoryLimitBytes\x12,\n" +
@@ -4391,11 +4810,12 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06stream\x18\x03 \x01(\x04R\x06stream\x126\n" +
 	"\x18no_overwrite_dir_non_dir\x18\x04 \x01(\bR\x14noOverwriteDirNonDir\x12%\n" +
 	"\x0ekeep_ownership\x18\x05 \x01(\bR\rkeepOwnership\x12\x1b\n" +
-	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xa8\n" +
-	"\n" +
+	"\tmust_last\x18\x06 \x01(\bR\bmustLast2\xa6\f\n" +
 	"\x05Agent\x12D\n" +
 	"\x05Setup\x12\x1c.manis.agent.v1.SetupRequest\x1a\x1d.manis.agent.v1.SetupResponse\x129\n" +
-	"\aConnect\x12\x17.manis.agent.v1.Network\x1a\x15.manis.agent.v1.Empty\x12>\n" +
+	"\aConnect\x12\x17.manis.agent.v1.Network\x1a\x15.manis.agent.v1.Empty\x12@\n" +
+	"\aResolve\x12\x1e.manis.agent.v1.ResolveRequest\x1a\x15.manis.agent.v1.Empty\x12@\n" +
+	"\aForward\x12\x1e.manis.agent.v1.ForwardRequest\x1a\x15.manis.agent.v1.Empty\x12>\n" +
 	"\x06Detach\x12\x1d.manis.agent.v1.DetachRequest\x1a\x15.manis.agent.v1.Empty\x12<\n" +
 	"\x05Adopt\x12\x1c.manis.agent.v1.AdoptRequest\x1a\x15.manis.agent.v1.Empty\x12b\n" +
 	"\x0fCreateContainer\x12&.manis.agent.v1.CreateContainerRequest\x1a'.manis.agent.v1.CreateContainerResponse\x12V\n" +
@@ -4406,7 +4826,9 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x06Resize\x12\x1d.manis.agent.v1.ResizeRequest\x1a\x15.manis.agent.v1.Empty\x12<\n" +
 	"\x05Pause\x12\x1c.manis.agent.v1.ContainerRef\x1a\x15.manis.agent.v1.Empty\x12=\n" +
 	"\x06Resume\x12\x1c.manis.agent.v1.ContainerRef\x1a\x15.manis.agent.v1.Empty\x12>\n" +
-	"\x06Update\x12\x1d.manis.agent.v1.UpdateRequest\x1a\x15.manis.agent.v1.Empty\x12D\n" +
+	"\x06Update\x12\x1d.manis.agent.v1.UpdateRequest\x1a\x15.manis.agent.v1.Empty\x12<\n" +
+	"\aPublish\x12\x1a.manis.agent.v1.Projection\x1a\x15.manis.agent.v1.Empty\x12:\n" +
+	"\x04Grow\x12\x1b.manis.agent.v1.GrowRequest\x1a\x15.manis.agent.v1.Empty\x12D\n" +
 	"\x05Stats\x12\x1c.manis.agent.v1.ContainerRef\x1a\x1d.manis.agent.v1.StatsResponse\x12L\n" +
 	"\tProcesses\x12\x1c.manis.agent.v1.ContainerRef\x1a!.manis.agent.v1.ProcessesResponse\x12J\n" +
 	"\aCopyOut\x12\x1e.manis.agent.v1.CopyOutRequest\x1a\x1f.manis.agent.v1.CopyOutResponse\x12>\n" +
@@ -4426,136 +4848,151 @@ func file_api_agent_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_agent_proto_rawDescData
 }
 
-var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
+var file_api_agent_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_api_agent_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: manis.agent.v1.Empty
 	(*DetachRequest)(nil),           // 1: manis.agent.v1.DetachRequest
-	(*AdoptRequest)(nil),            // 2: manis.agent.v1.AdoptRequest
-	(*SetupRequest)(nil),            // 3: manis.agent.v1.SetupRequest
-	(*SetupResponse)(nil),           // 4: manis.agent.v1.SetupResponse
-	(*Network)(nil),                 // 5: manis.agent.v1.Network
-	(*Interface)(nil),               // 6: manis.agent.v1.Interface
-	(*Address)(nil),                 // 7: manis.agent.v1.Address
-	(*Neighbor)(nil),                // 8: manis.agent.v1.Neighbor
-	(*Route)(nil),                   // 9: manis.agent.v1.Route
-	(*NextHop)(nil),                 // 10: manis.agent.v1.NextHop
-	(*Rule)(nil),                    // 11: manis.agent.v1.Rule
-	(*Share)(nil),                   // 12: manis.agent.v1.Share
-	(*CreateContainerRequest)(nil),  // 13: manis.agent.v1.CreateContainerRequest
-	(*IDMapping)(nil),               // 14: manis.agent.v1.IDMapping
-	(*TimeNamespace)(nil),           // 15: manis.agent.v1.TimeNamespace
-	(*Hook)(nil),                    // 16: manis.agent.v1.Hook
-	(*RootFS)(nil),                  // 17: manis.agent.v1.RootFS
-	(*Verity)(nil),                  // 18: manis.agent.v1.Verity
-	(*Mount)(nil),                   // 19: manis.agent.v1.Mount
-	(*Device)(nil),                  // 20: manis.agent.v1.Device
-	(*File)(nil),                    // 21: manis.agent.v1.File
-	(*Resources)(nil),               // 22: manis.agent.v1.Resources
-	(*DeviceRule)(nil),              // 23: manis.agent.v1.DeviceRule
-	(*Process)(nil),                 // 24: manis.agent.v1.Process
-	(*Scheduler)(nil),               // 25: manis.agent.v1.Scheduler
-	(*Capabilities)(nil),            // 26: manis.agent.v1.Capabilities
-	(*Rlimit)(nil),                  // 27: manis.agent.v1.Rlimit
-	(*CreateContainerResponse)(nil), // 28: manis.agent.v1.CreateContainerResponse
-	(*Span)(nil),                    // 29: manis.agent.v1.Span
-	(*ContainerRef)(nil),            // 30: manis.agent.v1.ContainerRef
-	(*StartContainerRequest)(nil),   // 31: manis.agent.v1.StartContainerRequest
-	(*ExecRequest)(nil),             // 32: manis.agent.v1.ExecRequest
-	(*StartResponse)(nil),           // 33: manis.agent.v1.StartResponse
-	(*WaitRequest)(nil),             // 34: manis.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 35: manis.agent.v1.WaitResponse
-	(*SignalRequest)(nil),           // 36: manis.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 37: manis.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 38: manis.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 39: manis.agent.v1.StatsResponse
-	(*ProcessesResponse)(nil),       // 40: manis.agent.v1.ProcessesResponse
-	(*ProcessInfo)(nil),             // 41: manis.agent.v1.ProcessInfo
-	(*CopyOutRequest)(nil),          // 42: manis.agent.v1.CopyOutRequest
-	(*CopyOutResponse)(nil),         // 43: manis.agent.v1.CopyOutResponse
-	(*CopyInRequest)(nil),           // 44: manis.agent.v1.CopyInRequest
-	nil,                             // 45: manis.agent.v1.SetupRequest.SysctlsEntry
-	nil,                             // 46: manis.agent.v1.Interface.SysctlsEntry
-	nil,                             // 47: manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	nil,                             // 48: manis.agent.v1.Resources.UnifiedEntry
-	nil,                             // 49: manis.agent.v1.StatsResponse.MemoryStatEntry
+	(*ResolveRequest)(nil),          // 2: manis.agent.v1.ResolveRequest
+	(*ForwardRequest)(nil),          // 3: manis.agent.v1.ForwardRequest
+	(*AdoptRequest)(nil),            // 4: manis.agent.v1.AdoptRequest
+	(*SetupRequest)(nil),            // 5: manis.agent.v1.SetupRequest
+	(*SetupResponse)(nil),           // 6: manis.agent.v1.SetupResponse
+	(*Network)(nil),                 // 7: manis.agent.v1.Network
+	(*Interface)(nil),               // 8: manis.agent.v1.Interface
+	(*Address)(nil),                 // 9: manis.agent.v1.Address
+	(*Neighbor)(nil),                // 10: manis.agent.v1.Neighbor
+	(*Route)(nil),                   // 11: manis.agent.v1.Route
+	(*NextHop)(nil),                 // 12: manis.agent.v1.NextHop
+	(*Rule)(nil),                    // 13: manis.agent.v1.Rule
+	(*Share)(nil),                   // 14: manis.agent.v1.Share
+	(*CreateContainerRequest)(nil),  // 15: manis.agent.v1.CreateContainerRequest
+	(*Projection)(nil),              // 16: manis.agent.v1.Projection
+	(*ProjectedFile)(nil),           // 17: manis.agent.v1.ProjectedFile
+	(*IDMapping)(nil),               // 18: manis.agent.v1.IDMapping
+	(*TimeNamespace)(nil),           // 19: manis.agent.v1.TimeNamespace
+	(*Hook)(nil),                    // 20: manis.agent.v1.Hook
+	(*RootFS)(nil),                  // 21: manis.agent.v1.RootFS
+	(*Verity)(nil),                  // 22: manis.agent.v1.Verity
+	(*Mount)(nil),                   // 23: manis.agent.v1.Mount
+	(*Device)(nil),                  // 24: manis.agent.v1.Device
+	(*File)(nil),                    // 25: manis.agent.v1.File
+	(*Resources)(nil),               // 26: manis.agent.v1.Resources
+	(*DeviceRule)(nil),              // 27: manis.agent.v1.DeviceRule
+	(*Process)(nil),                 // 28: manis.agent.v1.Process
+	(*Scheduler)(nil),               // 29: manis.agent.v1.Scheduler
+	(*Capabilities)(nil),            // 30: manis.agent.v1.Capabilities
+	(*Rlimit)(nil),                  // 31: manis.agent.v1.Rlimit
+	(*CreateContainerResponse)(nil), // 32: manis.agent.v1.CreateContainerResponse
+	(*Span)(nil),                    // 33: manis.agent.v1.Span
+	(*ContainerRef)(nil),            // 34: manis.agent.v1.ContainerRef
+	(*StartContainerRequest)(nil),   // 35: manis.agent.v1.StartContainerRequest
+	(*ExecRequest)(nil),             // 36: manis.agent.v1.ExecRequest
+	(*StartResponse)(nil),           // 37: manis.agent.v1.StartResponse
+	(*WaitRequest)(nil),             // 38: manis.agent.v1.WaitRequest
+	(*WaitResponse)(nil),            // 39: manis.agent.v1.WaitResponse
+	(*SignalRequest)(nil),           // 40: manis.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 41: manis.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 42: manis.agent.v1.UpdateRequest
+	(*GrowRequest)(nil),             // 43: manis.agent.v1.GrowRequest
+	(*StatsResponse)(nil),           // 44: manis.agent.v1.StatsResponse
+	(*ProcessesResponse)(nil),       // 45: manis.agent.v1.ProcessesResponse
+	(*ProcessInfo)(nil),             // 46: manis.agent.v1.ProcessInfo
+	(*CopyOutRequest)(nil),          // 47: manis.agent.v1.CopyOutRequest
+	(*CopyOutResponse)(nil),         // 48: manis.agent.v1.CopyOutResponse
+	(*CopyInRequest)(nil),           // 49: manis.agent.v1.CopyInRequest
+	nil,                             // 50: manis.agent.v1.SetupRequest.SysctlsEntry
+	nil,                             // 51: manis.agent.v1.Interface.SysctlsEntry
+	nil,                             // 52: manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	nil,                             // 53: manis.agent.v1.Resources.UnifiedEntry
+	nil,                             // 54: manis.agent.v1.StatsResponse.MemoryStatEntry
 }
 var file_api_agent_agent_proto_depIdxs = []int32{
-	5,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
-	45, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
-	12, // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
-	9,  // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
-	6,  // 4: manis.agent.v1.Network.interfaces:type_name -> manis.agent.v1.Interface
-	11, // 5: manis.agent.v1.Network.rules:type_name -> manis.agent.v1.Rule
-	7,  // 6: manis.agent.v1.Interface.addresses:type_name -> manis.agent.v1.Address
-	8,  // 7: manis.agent.v1.Interface.neighbors:type_name -> manis.agent.v1.Neighbor
-	46, // 8: manis.agent.v1.Interface.sysctls:type_name -> manis.agent.v1.Interface.SysctlsEntry
-	10, // 9: manis.agent.v1.Route.next_hops:type_name -> manis.agent.v1.NextHop
-	17, // 10: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
-	19, // 11: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
-	20, // 12: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
-	22, // 13: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
-	47, // 14: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
-	24, // 15: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
-	21, // 16: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
-	14, // 17: manis.agent.v1.CreateContainerRequest.uid_mappings:type_name -> manis.agent.v1.IDMapping
-	14, // 18: manis.agent.v1.CreateContainerRequest.gid_mappings:type_name -> manis.agent.v1.IDMapping
-	15, // 19: manis.agent.v1.CreateContainerRequest.time:type_name -> manis.agent.v1.TimeNamespace
-	16, // 20: manis.agent.v1.CreateContainerRequest.start_hooks:type_name -> manis.agent.v1.Hook
-	18, // 21: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
-	23, // 22: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
-	48, // 23: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
-	26, // 24: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
-	27, // 25: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
-	25, // 26: manis.agent.v1.Process.scheduler:type_name -> manis.agent.v1.Scheduler
-	29, // 27: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
-	24, // 28: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
-	29, // 29: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
-	22, // 30: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
-	49, // 31: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
-	41, // 32: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
-	3,  // 33: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
-	5,  // 34: manis.agent.v1.Agent.Connect:input_type -> manis.agent.v1.Network
-	1,  // 35: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
-	2,  // 36: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
-	13, // 37: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
-	31, // 38: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
-	32, // 39: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
-	34, // 40: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
-	36, // 41: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
-	37, // 42: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
-	30, // 43: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
-	30, // 44: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
-	38, // 45: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
-	30, // 46: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
-	30, // 47: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
-	42, // 48: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
-	44, // 49: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
-	30, // 50: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
-	0,  // 51: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
-	4,  // 52: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
-	0,  // 53: manis.agent.v1.Agent.Connect:output_type -> manis.agent.v1.Empty
-	0,  // 54: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
-	0,  // 55: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
-	28, // 56: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
-	33, // 57: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
-	33, // 58: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
-	35, // 59: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
-	0,  // 60: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
-	0,  // 61: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
-	0,  // 62: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
-	0,  // 63: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
-	0,  // 64: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
-	39, // 65: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
-	40, // 66: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
-	43, // 67: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
-	0,  // 68: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
-	0,  // 69: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
-	0,  // 70: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
-	52, // [52:71] is the sub-list for method output_type
-	33, // [33:52] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	7,  // 0: manis.agent.v1.SetupRequest.network:type_name -> manis.agent.v1.Network
+	50, // 1: manis.agent.v1.SetupRequest.sysctls:type_name -> manis.agent.v1.SetupRequest.SysctlsEntry
+	14, // 2: manis.agent.v1.SetupRequest.shares:type_name -> manis.agent.v1.Share
+	11, // 3: manis.agent.v1.Network.routes:type_name -> manis.agent.v1.Route
+	8,  // 4: manis.agent.v1.Network.interfaces:type_name -> manis.agent.v1.Interface
+	13, // 5: manis.agent.v1.Network.rules:type_name -> manis.agent.v1.Rule
+	9,  // 6: manis.agent.v1.Interface.addresses:type_name -> manis.agent.v1.Address
+	10, // 7: manis.agent.v1.Interface.neighbors:type_name -> manis.agent.v1.Neighbor
+	51, // 8: manis.agent.v1.Interface.sysctls:type_name -> manis.agent.v1.Interface.SysctlsEntry
+	12, // 9: manis.agent.v1.Route.next_hops:type_name -> manis.agent.v1.NextHop
+	21, // 10: manis.agent.v1.CreateContainerRequest.rootfs:type_name -> manis.agent.v1.RootFS
+	23, // 11: manis.agent.v1.CreateContainerRequest.mounts:type_name -> manis.agent.v1.Mount
+	24, // 12: manis.agent.v1.CreateContainerRequest.devices:type_name -> manis.agent.v1.Device
+	26, // 13: manis.agent.v1.CreateContainerRequest.resources:type_name -> manis.agent.v1.Resources
+	52, // 14: manis.agent.v1.CreateContainerRequest.sysctls:type_name -> manis.agent.v1.CreateContainerRequest.SysctlsEntry
+	28, // 15: manis.agent.v1.CreateContainerRequest.process:type_name -> manis.agent.v1.Process
+	25, // 16: manis.agent.v1.CreateContainerRequest.files:type_name -> manis.agent.v1.File
+	18, // 17: manis.agent.v1.CreateContainerRequest.uid_mappings:type_name -> manis.agent.v1.IDMapping
+	18, // 18: manis.agent.v1.CreateContainerRequest.gid_mappings:type_name -> manis.agent.v1.IDMapping
+	19, // 19: manis.agent.v1.CreateContainerRequest.time:type_name -> manis.agent.v1.TimeNamespace
+	20, // 20: manis.agent.v1.CreateContainerRequest.start_hooks:type_name -> manis.agent.v1.Hook
+	16, // 21: manis.agent.v1.CreateContainerRequest.projections:type_name -> manis.agent.v1.Projection
+	17, // 22: manis.agent.v1.Projection.files:type_name -> manis.agent.v1.ProjectedFile
+	22, // 23: manis.agent.v1.RootFS.verity:type_name -> manis.agent.v1.Verity
+	27, // 24: manis.agent.v1.Resources.device_rules:type_name -> manis.agent.v1.DeviceRule
+	53, // 25: manis.agent.v1.Resources.unified:type_name -> manis.agent.v1.Resources.UnifiedEntry
+	30, // 26: manis.agent.v1.Process.capabilities:type_name -> manis.agent.v1.Capabilities
+	31, // 27: manis.agent.v1.Process.rlimits:type_name -> manis.agent.v1.Rlimit
+	29, // 28: manis.agent.v1.Process.scheduler:type_name -> manis.agent.v1.Scheduler
+	33, // 29: manis.agent.v1.CreateContainerResponse.spans:type_name -> manis.agent.v1.Span
+	28, // 30: manis.agent.v1.ExecRequest.process:type_name -> manis.agent.v1.Process
+	33, // 31: manis.agent.v1.StartResponse.spans:type_name -> manis.agent.v1.Span
+	26, // 32: manis.agent.v1.UpdateRequest.resources:type_name -> manis.agent.v1.Resources
+	54, // 33: manis.agent.v1.StatsResponse.memory_stat:type_name -> manis.agent.v1.StatsResponse.MemoryStatEntry
+	46, // 34: manis.agent.v1.ProcessesResponse.processes:type_name -> manis.agent.v1.ProcessInfo
+	5,  // 35: manis.agent.v1.Agent.Setup:input_type -> manis.agent.v1.SetupRequest
+	7,  // 36: manis.agent.v1.Agent.Connect:input_type -> manis.agent.v1.Network
+	2,  // 37: manis.agent.v1.Agent.Resolve:input_type -> manis.agent.v1.ResolveRequest
+	3,  // 38: manis.agent.v1.Agent.Forward:input_type -> manis.agent.v1.ForwardRequest
+	1,  // 39: manis.agent.v1.Agent.Detach:input_type -> manis.agent.v1.DetachRequest
+	4,  // 40: manis.agent.v1.Agent.Adopt:input_type -> manis.agent.v1.AdoptRequest
+	15, // 41: manis.agent.v1.Agent.CreateContainer:input_type -> manis.agent.v1.CreateContainerRequest
+	35, // 42: manis.agent.v1.Agent.StartContainer:input_type -> manis.agent.v1.StartContainerRequest
+	36, // 43: manis.agent.v1.Agent.Exec:input_type -> manis.agent.v1.ExecRequest
+	38, // 44: manis.agent.v1.Agent.Wait:input_type -> manis.agent.v1.WaitRequest
+	40, // 45: manis.agent.v1.Agent.Signal:input_type -> manis.agent.v1.SignalRequest
+	41, // 46: manis.agent.v1.Agent.Resize:input_type -> manis.agent.v1.ResizeRequest
+	34, // 47: manis.agent.v1.Agent.Pause:input_type -> manis.agent.v1.ContainerRef
+	34, // 48: manis.agent.v1.Agent.Resume:input_type -> manis.agent.v1.ContainerRef
+	42, // 49: manis.agent.v1.Agent.Update:input_type -> manis.agent.v1.UpdateRequest
+	16, // 50: manis.agent.v1.Agent.Publish:input_type -> manis.agent.v1.Projection
+	43, // 51: manis.agent.v1.Agent.Grow:input_type -> manis.agent.v1.GrowRequest
+	34, // 52: manis.agent.v1.Agent.Stats:input_type -> manis.agent.v1.ContainerRef
+	34, // 53: manis.agent.v1.Agent.Processes:input_type -> manis.agent.v1.ContainerRef
+	47, // 54: manis.agent.v1.Agent.CopyOut:input_type -> manis.agent.v1.CopyOutRequest
+	49, // 55: manis.agent.v1.Agent.CopyIn:input_type -> manis.agent.v1.CopyInRequest
+	34, // 56: manis.agent.v1.Agent.RemoveContainer:input_type -> manis.agent.v1.ContainerRef
+	0,  // 57: manis.agent.v1.Agent.Shutdown:input_type -> manis.agent.v1.Empty
+	6,  // 58: manis.agent.v1.Agent.Setup:output_type -> manis.agent.v1.SetupResponse
+	0,  // 59: manis.agent.v1.Agent.Connect:output_type -> manis.agent.v1.Empty
+	0,  // 60: manis.agent.v1.Agent.Resolve:output_type -> manis.agent.v1.Empty
+	0,  // 61: manis.agent.v1.Agent.Forward:output_type -> manis.agent.v1.Empty
+	0,  // 62: manis.agent.v1.Agent.Detach:output_type -> manis.agent.v1.Empty
+	0,  // 63: manis.agent.v1.Agent.Adopt:output_type -> manis.agent.v1.Empty
+	32, // 64: manis.agent.v1.Agent.CreateContainer:output_type -> manis.agent.v1.CreateContainerResponse
+	37, // 65: manis.agent.v1.Agent.StartContainer:output_type -> manis.agent.v1.StartResponse
+	37, // 66: manis.agent.v1.Agent.Exec:output_type -> manis.agent.v1.StartResponse
+	39, // 67: manis.agent.v1.Agent.Wait:output_type -> manis.agent.v1.WaitResponse
+	0,  // 68: manis.agent.v1.Agent.Signal:output_type -> manis.agent.v1.Empty
+	0,  // 69: manis.agent.v1.Agent.Resize:output_type -> manis.agent.v1.Empty
+	0,  // 70: manis.agent.v1.Agent.Pause:output_type -> manis.agent.v1.Empty
+	0,  // 71: manis.agent.v1.Agent.Resume:output_type -> manis.agent.v1.Empty
+	0,  // 72: manis.agent.v1.Agent.Update:output_type -> manis.agent.v1.Empty
+	0,  // 73: manis.agent.v1.Agent.Publish:output_type -> manis.agent.v1.Empty
+	0,  // 74: manis.agent.v1.Agent.Grow:output_type -> manis.agent.v1.Empty
+	44, // 75: manis.agent.v1.Agent.Stats:output_type -> manis.agent.v1.StatsResponse
+	45, // 76: manis.agent.v1.Agent.Processes:output_type -> manis.agent.v1.ProcessesResponse
+	48, // 77: manis.agent.v1.Agent.CopyOut:output_type -> manis.agent.v1.CopyOutResponse
+	0,  // 78: manis.agent.v1.Agent.CopyIn:output_type -> manis.agent.v1.Empty
+	0,  // 79: manis.agent.v1.Agent.RemoveContainer:output_type -> manis.agent.v1.Empty
+	0,  // 80: manis.agent.v1.Agent.Shutdown:output_type -> manis.agent.v1.Empty
+	58, // [58:81] is the sub-list for method output_type
+	35, // [35:58] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_agent_proto_init() }
@@ -4563,14 +5000,14 @@ func file_api_agent_agent_proto_init() {
 	if File_api_agent_agent_proto != nil {
 		return
 	}
-	file_api_agent_agent_proto_msgTypes[24].OneofWrappers = []any{}
+	file_api_agent_agent_proto_msgTypes[28].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_agent_proto_rawDesc), len(file_api_agent_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   50,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -10,6 +10,8 @@ import (
 type AgentService interface {
 	Setup(context.Context, *SetupRequest) (*SetupResponse, error)
 	Connect(context.Context, *Network) (*Empty, error)
+	Resolve(context.Context, *ResolveRequest) (*Empty, error)
+	Forward(context.Context, *ForwardRequest) (*Empty, error)
 	Detach(context.Context, *DetachRequest) (*Empty, error)
 	Adopt(context.Context, *AdoptRequest) (*Empty, error)
 	CreateContainer(context.Context, *CreateContainerRequest) (*CreateContainerResponse, error)
@@ -21,6 +23,8 @@ type AgentService interface {
 	Pause(context.Context, *ContainerRef) (*Empty, error)
 	Resume(context.Context, *ContainerRef) (*Empty, error)
 	Update(context.Context, *UpdateRequest) (*Empty, error)
+	Publish(context.Context, *Projection) (*Empty, error)
+	Grow(context.Context, *GrowRequest) (*Empty, error)
 	Stats(context.Context, *ContainerRef) (*StatsResponse, error)
 	Processes(context.Context, *ContainerRef) (*ProcessesResponse, error)
 	CopyOut(context.Context, *CopyOutRequest) (*CopyOutResponse, error)
@@ -45,6 +49,20 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.Connect(ctx, &req)
+			},
+			"Resolve": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ResolveRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Resolve(ctx, &req)
+			},
+			"Forward": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ForwardRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Forward(ctx, &req)
 			},
 			"Detach": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req DetachRequest
@@ -123,6 +141,20 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.Update(ctx, &req)
 			},
+			"Publish": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req Projection
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Publish(ctx, &req)
+			},
+			"Grow": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req GrowRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Grow(ctx, &req)
+			},
 			"Stats": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ContainerRef
 				if err := unmarshal(&req); err != nil {
@@ -190,6 +222,22 @@ func (c *agentClient) Setup(ctx context.Context, req *SetupRequest) (*SetupRespo
 func (c *agentClient) Connect(ctx context.Context, req *Network) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Connect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Resolve(ctx context.Context, req *ResolveRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Resolve", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Forward(ctx context.Context, req *ForwardRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Forward", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
@@ -278,6 +326,22 @@ func (c *agentClient) Resume(ctx context.Context, req *ContainerRef) (*Empty, er
 func (c *agentClient) Update(ctx context.Context, req *UpdateRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Update", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Publish(ctx context.Context, req *Projection) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Publish", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Grow(ctx context.Context, req *GrowRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "manis.agent.v1.Agent", "Grow", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -24,7 +24,7 @@ import (
 
 // Version of the protocol in package api/agent. Host and agent refuse each
 // other when it differs: they are built and shipped together.
-const Version = 1
+const Version = 2
 
 // controlToken introduces the ttrpc stream.
 const controlToken = 0
@@ -33,8 +33,14 @@ const controlToken = 0
 const window = 512 << 10
 
 // maxUnclaimed bounds the streams that wait in the guest for a request that
-// names them.
-const maxUnclaimed = 256
+// names them. It is far above what callers do at once: a hundred processes that
+// begin together are three hundred streams, which a busy guest may accept before
+// the first of the requests.
+const maxUnclaimed = 4096
+
+// maxOpening bounds the streams that the other side has not accepted yet; one
+// that opens more waits.
+const maxOpening = 256
 
 // forever stands for "no limit" where yamux has no such value: a paused VM
 // answers nothing for as long as its user likes.
@@ -47,7 +53,7 @@ func config() *yamux.Config {
 	c.StreamOpenTimeout = 0
 	c.StreamCloseTimeout = 0
 	c.MaxStreamWindowSize = window
-	c.AcceptBacklog = maxUnclaimed
+	c.AcceptBacklog = maxOpening
 	c.LogOutput = io.Discard
 	return c
 }
@@ -58,23 +64,29 @@ type Client struct {
 	mux     *yamux.Session
 	control *ttrpc.Client
 	tokens  atomic.Uint64
+	broken  atomic.Pointer[error]
 }
 
 // NewClient starts the session on conn, which it owns from now on. It does not
 // wait for the other side: what is sent before an agent listens is kept by the VMM.
 func NewClient(conn io.ReadWriteCloser) (*Client, error) {
-	mux, err := yamux.Client(&frames{ReadWriteCloser: conn}, config())
+	c := new(Client)
+	note := func(err error) { c.broken.CompareAndSwap(nil, &err) }
+	mux, err := yamux.Client(&frames{ReadWriteCloser: &guard{ReadWriteCloser: conn, broken: note, read: newScanner(headSize)}}, config())
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start session: %w", err)
 	}
-	c := &Client{mux: mux}
+	c.mux = mux
 	stream, err := c.open(controlToken)
 	if err != nil {
 		mux.Close()
 		return nil, err
 	}
-	c.control = ttrpc.NewClient(stream)
+	c.control = ttrpc.NewClient(&answers{Conn: stream, read: newScanner(messageHead), outstanding: make(map[uint32]struct{}), broken: func(err error) {
+		note(err)
+		mux.Close()
+	}}, ttrpc.WithUnaryClientInterceptor(legible))
 	return c, nil
 }
 
@@ -104,6 +116,14 @@ func (c *Client) open(token uint64) (net.Conn, error) {
 	return stream, nil
 }
 
+// Err says what the other side did that ended the session. It wraps ErrProtocol; nil if it did nothing.
+func (c *Client) Err() error {
+	if err := c.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // Done is closed when the connection has ended, from either side.
 func (c *Client) Done() <-chan struct{} { return c.mux.CloseChan() }
 
@@ -122,8 +142,11 @@ type Server struct {
 	streams map[uint64]net.Conn
 	// unwanted are tokens that were discarded before their streams arrived.
 	unwanted map[uint64]bool
-	last     uint64 // highest token that has arrived
-	err      error
+	// refused are tokens whose streams were closed as too many were waiting, so
+	// that their requests are told.
+	refused map[uint64]bool
+	last    uint64 // highest token that has arrived
+	err     error
 }
 
 // NewServer starts the answering end on conn, which it owns from now on.
@@ -132,10 +155,13 @@ func NewServer(conn io.ReadWriteCloser) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start session: %w", err)
 	}
-	s := &Server{mux: mux, streams: make(map[uint64]net.Conn), unwanted: make(map[uint64]bool)}
+	s := &Server{mux: mux, streams: make(map[uint64]net.Conn), unwanted: make(map[uint64]bool), refused: make(map[uint64]bool)}
 	s.arrived = sync.NewCond(&s.mu)
 	return s, nil
 }
+
+// Close ends the session, and returns when nothing of it reads or writes any more.
+func (s *Server) Close() error { return s.mux.Close() }
 
 // Serve answers requests with server until the connection ends or ctx is
 // cancelled, and returns why it ended.
@@ -184,10 +210,17 @@ func (s *Server) accept(control chan<- net.Conn) error {
 		}
 		s.mu.Lock()
 		s.last = max(s.last, token)
-		if s.unwanted[token] || len(s.streams) >= maxUnclaimed {
+		switch {
+		case s.unwanted[token]:
 			delete(s.unwanted, token)
 			stream.Close()
-		} else {
+		case len(s.streams) >= maxUnclaimed:
+			stream.Close()
+			if len(s.refused) < maxUnclaimed {
+				s.refused[token] = true
+			}
+			s.arrived.Broadcast()
+		default:
 			s.streams[token] = stream
 			s.arrived.Broadcast()
 		}
@@ -214,6 +247,10 @@ func (s *Server) Claim(ctx context.Context, token uint64) (net.Conn, error) {
 			delete(s.streams, token)
 			return stream, nil
 		}
+		if s.refused[token] {
+			delete(s.refused, token)
+			return nil, fmt.Errorf("claim stream %d: refused on its arrival, as %d streams were waiting for their requests", token, maxUnclaimed)
+		}
 		if s.err != nil {
 			return nil, s.err
 		}
@@ -233,6 +270,8 @@ func (s *Server) Discard(tokens ...uint64) {
 		if stream, ok := s.streams[token]; ok {
 			delete(s.streams, token)
 			stream.Close()
+		} else if s.refused[token] {
+			delete(s.refused, token)
 		} else if token > s.last && len(s.unwanted) < maxUnclaimed {
 			s.unwanted[token] = true
 		}

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -152,21 +154,59 @@ func TestClaim(t *testing.T) {
 
 func TestUnclaimedStreamsAreBounded(t *testing.T) {
 	client, server := pair(t)
-	// More than the bound; those beyond it are closed.
-	var streams []net.Conn
-	var last uint64
-	for range 200 {
+	// More than the bound; those beyond it are closed, and their requests are told at once.
+	var tokens []uint64
+	for range 5000 {
 		s, token, err := client.Stream()
 		if err != nil {
 			t.Fatal(err)
 		}
-		streams, last = append(streams, s), token
+		defer s.Close()
+		tokens = append(tokens, token)
 	}
-	if _, err := server.Claim(t.Context(), last); err != nil {
-		t.Errorf("claim among many: %v", err)
+	refused := 0
+	for i, token := range slices.Backward(tokens) {
+		if _, err := server.Claim(t.Context(), token); err != nil {
+			refused++
+			if i < 4096 {
+				t.Fatalf("claim of stream %d among many: %v", i, err)
+			}
+		}
 	}
-	for _, s := range streams {
-		s.Close()
+	if want := 5000 - 4096; refused != want {
+		t.Errorf("%d streams were refused, want %d", refused, want)
+	}
+}
+
+// Streams that are opened at once are not announced in the order of their numbers.
+func TestManyStreamsAtOnce(t *testing.T) {
+	for range 20 {
+		client, server := pair(t)
+		var all sync.WaitGroup
+		for range 100 {
+			all.Go(func() {
+				s, token, err := client.Stream()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer s.Close()
+				there, err := server.Claim(t.Context(), token)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				io.WriteString(there, "words")
+				there.Close()
+				if b, err := io.ReadAll(s); err != nil || string(b) != "words" {
+					t.Errorf("stream %d: %q, %v", token, b, err)
+				}
+			})
+		}
+		all.Wait()
+		if err := client.Err(); err != nil || t.Failed() {
+			t.Fatalf("the session ended: %v", err)
+		}
 	}
 }
 

@@ -24,7 +24,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: probe idle | out BYTES | in | serve PORT | read FILE | random FILE COUNT")
+		return errors.New("usage: probe idle | out BYTES | in | serve PORT | echo PORT | read FILE | random FILE COUNT")
 	}
 	number := func(i int) (int64, error) {
 		if len(args) <= i {
@@ -51,6 +51,8 @@ func run(args []string) error {
 		return err
 	case "serve":
 		return serve(args[1])
+	case "echo":
+		return echo(args[1])
 	case "read":
 		return sequential(args[1])
 	case "random":
@@ -125,6 +127,16 @@ func random(name string, count int64) error {
 // serve answers connections, each of which begins with 8 bytes: a number of bytes
 // to send back, or 0 to count what comes until the end and answer with the count.
 func serve(port string) error {
+	return listen(port, func(c net.Conn) {
+		if err := answer(c); err != nil {
+			fmt.Fprintln(os.Stderr, "probe:", err)
+		}
+		c.Close()
+	})
+}
+
+// listen says that it is ready and has handle take each connection, one after the other.
+func listen(port string, handle func(net.Conn)) error {
 	l, err := net.Listen("tcp", ":"+port)
 	if err != nil {
 		return err
@@ -135,10 +147,7 @@ func serve(port string) error {
 		if err != nil {
 			return err
 		}
-		if err := answer(c); err != nil {
-			fmt.Fprintln(os.Stderr, "probe:", err)
-		}
-		c.Close()
+		handle(c)
 	}
 }
 
@@ -158,4 +167,14 @@ func answer(c net.Conn) error {
 	binary.LittleEndian.PutUint64(head[:], uint64(n))
 	_, err = c.Write(head[:])
 	return err
+}
+
+// echo sends back what comes, on any number of connections.
+func echo(port string) error {
+	return listen(port, func(c net.Conn) {
+		go func() {
+			defer c.Close()
+			io.CopyBuffer(struct{ io.Writer }{c}, struct{ io.Reader }{c}, make([]byte, 64<<10))
+		}()
+	})
 }

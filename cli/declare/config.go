@@ -85,7 +85,7 @@ func (f *Flags) Config(img *Image, args []string, h Host) (*container.Config, er
 	}
 	for _, step := range []func(*container.Config, *Image, []string, Host) error{
 		f.setProcess, f.setLabels, f.setNetwork, f.setResources, f.setSecurity, f.setMounts,
-		f.setStop, f.setHealth, f.setLog,
+		f.setStop, f.setHealth, f.setLog, f.setClass,
 	} {
 		if err := step(c, img, args, h); err != nil {
 			return nil, err

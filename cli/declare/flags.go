@@ -41,6 +41,7 @@ type Flags struct {
 	dnsOption                     List
 	mac                           string
 	allowLoopback, allowLinkLocal bool
+	egress                        List
 
 	volumes, mounts, tmpfs, volumesFrom List
 	readOnly                            bool
@@ -81,6 +82,10 @@ type Flags struct {
 	logOpt      List
 	accel       string
 	boot        string
+
+	class, manifest, owner, broker, bundle string
+	// Drafting: the container is not to run: a manifest is made of what would.
+	Drafting bool
 }
 
 type healthFlags struct {
@@ -137,6 +142,8 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.BoolVar(&f.allowLoopback, "allow-host-loopback", false, "Let the container reach the host's loopback, at the name host.docker.internal")
 	fs.BoolVar(&f.allowLinkLocal, "allow-link-local", false, "Let the container reach link-local and cloud metadata addresses")
 
+	fs.Var(checkedList{list: &f.egress, check: checkEgress}, "egress", `Connect to nothing but this: DESTINATION[,PROTOCOL[/PORT[-PORT]]]..., with an address, a network, a name, "any" or "none"`)
+
 	fs.VarP(&f.volumes, "volume", "v", "Bind mount a volume")
 	fs.Var(&f.mounts, "mount", "Attach a filesystem mount to the container")
 	fs.Var(&f.tmpfs, "tmpfs", "Mount a tmpfs directory")
@@ -180,6 +187,14 @@ func (f *Flags) Register(fs *pflag.FlagSet) {
 	fs.Var(&f.logOpt, "log-opt", `Log driver options ("max-size=SIZE", "max-file=N")`)
 	fs.StringVar(&f.accel, "accel", "auto", `How the VM runs ("auto", "kvm", "tcg")`)
 	fs.StringVar(&f.boot, "boot", "auto", `Where the VM comes from ("auto", "template", "cold")`)
+
+	fs.StringVar(&f.class, "class", "", `Whom the container has to trust ("standard", "confidential")`)
+	if !f.Drafting {
+		fs.StringVar(&f.manifest, "manifest", "", "Signed manifest of a confidential container")
+		fs.StringVar(&f.owner, "owner-key", "", "Public key of the one who has signed the manifest")
+		fs.StringVar(&f.broker, "broker", "", "Where to find the manifest's broker, if not where the manifest says (URL)")
+		fs.StringVar(&f.bundle, "audit-bundle", "", "Also write the confidential container's audit bundle to a file, which --rm leaves")
+	}
 
 	// Docker's flags about sharing with the host. They are known, so that what
 	// is wrong with them can be said.

@@ -11,6 +11,7 @@ import (
 
 	"manis/container"
 	"manis/network"
+	"manis/network/egress"
 )
 
 var hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,62}[a-zA-Z0-9])?$`)
@@ -71,6 +72,13 @@ func (f *Flags) setNetwork(c *container.Config, img *Image, _ []string, h Host) 
 			return fmt.Errorf("%s is not a valid mac address", f.mac)
 		}
 		n.MAC = mac.String()
+	}
+	if len(f.egress) > 0 {
+		rules, err := egress.ParseList(f.egress)
+		if err != nil {
+			return err
+		}
+		n.Egress = rules.Texts()
 	}
 	n.AllowHostLoopback, n.AllowLinkLocal = f.allowLoopback, f.allowLinkLocal
 	if n.Mode == "none" && len(n.Ports) > 0 && !f.publishAll {
@@ -194,6 +202,8 @@ func parseExpose(s string) ([]container.Port, error) {
 func checkPublish(s string) error { _, err := network.ParsePort(s); return err }
 func checkExpose(s string) error  { _, err := parseExpose(s); return err }
 func checkAddHost(s string) error { _, err := network.ParseHost(s); return err }
+
+func checkEgress(s string) error { _, err := egress.ParseList([]string{s}); return err }
 
 func checkDNS(s string) error {
 	if _, err := netip.ParseAddr(s); err != nil {

@@ -68,6 +68,10 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
+	shim, err := beside("containerd-shim-manis-v2")
+	if err != nil {
+		shim = "" // there is no containerd to serve
+	}
 	if os.Getenv(place.GuestVariable) == "" {
 		// This program and manis must mean the same guest, wherever they lie.
 		if guest, err := place.FindGuestOf(manis); err == nil {
@@ -85,7 +89,7 @@ func run(args []string) error {
 		return err
 	}
 	p := &pool.Pool{
-		Executable: manis, Dir: places.Pool(), Environ: append(environ(), places.Environ()...), Host: host,
+		Executable: manis, Shim: shim, Dir: places.Pool(), Environ: append(environ(), places.Environ()...), Host: host,
 		Identify: func(ctx context.Context, cfg *container.Config) (pool.Kind, error) {
 			return monitor.PoolKind(ctx, places, cfg)
 		},
@@ -102,7 +106,11 @@ func run(args []string) error {
 			}
 		})
 	}
-	all.Go(func() { reload(ctx, p, from, manager) })
+	// Before the manager hears that this process is ready: until then the signal would end it.
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, unix.SIGHUP)
+	defer signal.Stop(asked)
+	all.Go(func() { reload(ctx, asked, p, from, manager) })
 	p.Run(ctx, settings)
 	manager.stopping()
 	return nil
@@ -142,11 +150,8 @@ func complete(given []net.Listener, socket, metrics string) ([]net.Listener, err
 	return append(given, l), nil
 }
 
-// reload reads the settings again at each SIGHUP. Those that are wrong change nothing.
-func reload(ctx context.Context, p *pool.Pool, from *source, manager *manager) {
-	asked := make(chan os.Signal, 1)
-	signal.Notify(asked, unix.SIGHUP)
-	defer signal.Stop(asked)
+// reload reads the settings again each time it is asked to. Those that are wrong change nothing.
+func reload(ctx context.Context, asked <-chan os.Signal, p *pool.Pool, from *source, manager *manager) {
 	for {
 		select {
 		case <-ctx.Done():

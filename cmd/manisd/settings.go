@@ -58,7 +58,7 @@ func newSource() *source {
 	f.StringVarP(&s.memory, "memory", "m", "", "Memory limit of the containers")
 	f.StringVar(&s.cpus, "cpus", "", "Number of CPUs of the containers")
 	f.StringVar(&s.accel, "accel", "auto", `How the VMs run ("auto", "kvm", "tcg")`)
-	f.StringArrayVar(&s.sizes, "size", nil, "A `size` to keep instead, such as memory=1g,cpus=2,waiting=1,max=4 (may be given more than once)")
+	f.StringArrayVar(&s.sizes, "size", nil, "A `size` to keep instead, such as memory=1g,cpus=2,waiting=1,max=4, with engines=true for containers of engines and for pods (may be given more than once)")
 	f.IntVar(&s.others, "other-sizes", defaultOthers, "Number of sizes that are kept for a while because containers asked for them")
 	f.DurationVar(&s.remember, "remember", defaultRemember, "Time after which demand is half forgotten")
 	f.StringVar(&s.budget, "memory-budget", "", "Memory that waiting machines may take in all (default a quarter of what is available)")
@@ -90,6 +90,8 @@ type writtenSize struct {
 	CPUs    json.Number `json:"cpus"`
 	Waiting *int        `json:"waiting"`
 	Max     *int        `json:"max"`
+	// Engines: for containers of Podman and Docker.
+	Engines bool `json:"engines"`
 }
 
 // settings reads everything.
@@ -175,7 +177,7 @@ func (s *source) sizesOfFlags() ([]writtenSize, error) {
 	return sizes, nil
 }
 
-// parseSize reads a size such as "memory=1g,cpus=2,waiting=1,max=4".
+// parseSize reads a size such as "memory=1g,cpus=2,waiting=1,max=4,engines=true".
 func parseSize(s string) (size writtenSize, err error) {
 	for word := range strings.SplitSeq(s, ",") {
 		key, value, ok := strings.Cut(word, "=")
@@ -199,8 +201,12 @@ func parseSize(s string) (size writtenSize, err error) {
 			err = number(&size.Waiting)
 		case "max":
 			err = number(&size.Max)
+		case "engines":
+			if size.Engines, err = strconv.ParseBool(value); err != nil {
+				err = fmt.Errorf("engines: %q is neither true nor false", value)
+			}
 		default:
-			err = fmt.Errorf("%q is unknown: there are memory, cpus, waiting and max", key)
+			err = fmt.Errorf("%q is unknown: there are memory, cpus, waiting, max and engines", key)
 		}
 		if err != nil {
 			return size, err
@@ -258,6 +264,9 @@ func (w *writtenSize) size(accel string) (pool.Size, error) {
 		size.Max = *w.Max
 	}
 	size.Container.Accel = accel
+	if w.Engines {
+		size.Container.Network.Mode = pool.TapMode
+	}
 	limits := pflag.NewFlagSet("", pflag.ContinueOnError)
 	declare.SizeFlags(limits, &size.Container.Resources)
 	for name, value := range map[string]string{"memory": w.Memory, "cpus": w.CPUs.String()} {

@@ -67,6 +67,11 @@ func TestSettings(t *testing.T) {
 		{"sizes", "", "--size memory=1g,cpus=2,waiting=1,max=4 --size memory=2g", with(func(s *pool.Settings) {
 			s.Sizes = []pool.Size{size("auto", 1<<30, 2000, 1, 4), size("auto", 2<<30, 0, 1, 1)}
 		})},
+		{"a size for engines", "", "--size waiting=2,max=4,engines=true", with(func(s *pool.Settings) {
+			one := size("auto", 0, 0, 2, 4)
+			one.Container.Network.Mode = pool.TapMode
+			s.Sizes = []pool.Size{one}
+		})},
 		{"sizes and the default one", "", "-n 1 --size memory=1g", with(func(s *pool.Settings) {
 			s.Sizes, s.OtherMax = []pool.Size{size("auto", 0, 0, 1, 1), size("auto", 1<<30, 0, 1, 1)}, 1
 		})},
@@ -97,6 +102,7 @@ func TestBadSettings(t *testing.T) {
 		{"cpus", "", "--cpus -1", "CPUs"},
 		{"accel", "", "--accel magic", "magic"},
 		{"size without value", "", "--size memory", "KEY=VALUE"},
+		{"engines of a size", "", "--size engines=docker", "neither true nor false"},
 		{"unknown key of a size", "", "--size colour=red", "colour"},
 		{"no number", "", "--size waiting=two", "two"},
 		{"budget", "", "--memory-budget -1", "-1"},
@@ -125,7 +131,7 @@ func TestExampleIsRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := read(t, string(b))
-	if err != nil || len(got.Sizes) != 2 {
+	if err != nil || len(got.Sizes) != 3 || got.Sizes[1].Container.Network.Mode != pool.TapMode {
 		t.Errorf("%+v, %v", got, err)
 	}
 }

@@ -35,6 +35,16 @@ const (
 	defaultVCPUs = 2
 )
 
+// HostOverhead bounds what the processes of a machine need of the host's memory besides the guest's, bytes: QEMU with
+// its cache of translated code, and who owns it. Some 100 MiB were measured for a machine alone
+// (docs/SPECIFICATION.md); limits on the host leave room for the worst, so that no machine is killed for what it
+// needs itself.
+const HostOverhead = 256 << 20
+
+// GuestOverhead is how much larger a machine is than the limit of its container, bytes, before it is
+// rounded up.
+func GuestOverhead(limit uint64) uint64 { return overhead + limit/overheadShare }
+
 // Machine is the size of the virtual machine for a container: memory in
 // bytes and the number of virtual CPUs. The machine is larger than the
 // container's limit by what kernel and agent need, so that the container can use all
@@ -55,7 +65,7 @@ func machine(r *container.Resources, hostBytes uint64, hostCPUs int) (uint64, in
 	if r.MemoryBytes > 0 {
 		// A limit beyond the host's memory is none.
 		limit := min(r.MemoryBytes, hostBytes)
-		want = limit + overhead + limit/overheadShare
+		want = limit + GuestOverhead(limit)
 	}
 	memory := (want + memoryUnit - 1) / memoryUnit * memoryUnit
 	step := max(memoryUnit, uint64(1)<<(bits.Len64(memory-1)-1)/memorySteps)
@@ -81,6 +91,29 @@ func machine(r *container.Resources, hostBytes uint64, hostCPUs int) (uint64, in
 	}
 	// The container is bound to virtual CPUs of these numbers: they must be there.
 	return memory, max(vcpus, highest+1), nil
+}
+
+// mostVCPUs bounds how many processors a machine of fewer can be given while it runs: all of them are there, unused, from the
+// start. mostMemory bounds the memory, bytes: more would need longer physical addresses than an emulated processor has.
+const (
+	mostVCPUs  = 4
+	mostMemory = 512 << 30
+)
+
+// Largest is what a machine of this size may become while it runs: as large as the host, whose memory is rounded up so that
+// machines are the same on hosts, and under kernels, that differ a little.
+func Largest(memoryBytes uint64, vcpus int) (maxMemoryBytes uint64, maxVCPUs int, err error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, 0, fmt.Errorf("read the host's memory: %w", err)
+	}
+	maxMemoryBytes, maxVCPUs = largest(memoryBytes, vcpus, uint64(info.Totalram)*uint64(info.Unit), runtime.NumCPU())
+	return maxMemoryBytes, maxVCPUs, nil
+}
+
+func largest(memoryBytes uint64, vcpus int, hostBytes uint64, hostCPUs int) (uint64, int) {
+	host := uint64(1) << bits.Len64(hostBytes-1)
+	return max(memoryBytes, min(host, mostMemory)), max(vcpus, min(hostCPUs, mostVCPUs))
 }
 
 // highestCPU is the largest number in a list such as "0-2,4"; -1 if it is empty.

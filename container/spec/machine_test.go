@@ -108,3 +108,26 @@ func FuzzMountOptionsAndNames(f *testing.F) {
 		}
 	})
 }
+
+func TestLargest(t *testing.T) {
+	const gib = 1 << 30
+	for name, c := range map[string]struct {
+		memory   uint64
+		vcpus    int
+		host     uint64
+		cpus     int
+		want     uint64
+		wantCPUs int
+	}{
+		"small host":         {gib / 2, 1, 24*gib - 12345, 2, 32 * gib, 2},
+		"a power of two":     {gib / 2, 1, 16 * gib, 2, 16 * gib, 2},
+		"many processors":    {gib / 2, 2, 64 * gib, 64, 64 * gib, 4},
+		"more at the start":  {gib / 2, 9, 64 * gib, 64, 64 * gib, 9},
+		"large host":         {gib / 2, 1, 2048 * gib, 4, 512 * gib, 4},
+		"large at the start": {700 * gib, 1, 2048 * gib, 4, 700 * gib, 4},
+	} {
+		if memory, cpus := largest(c.memory, c.vcpus, c.host, c.cpus); memory != c.want || cpus != c.wantCPUs {
+			t.Errorf("%s: %d bytes and %d processors, want %d and %d", name, memory, cpus, c.want, c.wantCPUs)
+		}
+	}
+}

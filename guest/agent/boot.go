@@ -31,13 +31,16 @@ var nullFile, procDir, ownNamespaces = -1, -1, -1
 // Run is the life of process 1: it makes the user space, waits for the host's
 // port, and serves requests until the machine is off. It returns only to a caller
 // that is not process 1. The caller has bound itself to the process's first thread.
-func Run(version string) error {
+func Run(version string) error { return RunGuarded(version, nil) }
+
+// RunGuarded is Run for an agent that serves what its guard permits; nil permits all.
+func RunGuarded(version string, protector Guard) error {
 	if os.Getpid() != 1 {
 		return errors.New("the agent is process 1 of a virtual machine and does nothing elsewhere")
 	}
 	// The calling thread is the process's first and does nothing else.
 	ended := make(chan error, 1)
-	go func() { ended <- run(version) }()
+	go func() { ended <- run(version, protector) }()
 	err := <-ended
 	if err != nil {
 		complain("%v", err)
@@ -46,7 +49,7 @@ func Run(version string) error {
 	return err
 }
 
-func run(version string) error {
+func run(version string, protector Guard) error {
 	// A small heap: the machine's memory is the container's. But no collection while a
 	// container starts, which begins with some 2 MB: under emulation, the code of the
 	// collector alone takes tens of milliseconds to be translated.
@@ -63,11 +66,17 @@ func run(version string) error {
 		return err
 	}
 	s := newService(version, port)
+	s.protector = protector
 	s.readyNS = monotonic()
 	for {
 		err := s.serve()
 		if !s.detached() {
-			return err
+			return err // not closed: where the host has gone, whoever writes to it would be waited for without end
+		}
+		// The next one must not meet what is left of this one.
+		s.guest.Close()
+		if err := s.port.meet(s.mark); err != nil {
+			return fmt.Errorf("end a session: %w", err)
 		}
 	}
 }
@@ -84,6 +93,9 @@ func (s *service) serve() error {
 		return fmt.Errorf("make server: %w", err)
 	}
 	api.RegisterAgentService(server, s)
+	if s.protector != nil {
+		s.protector.Register(server)
+	}
 	return guest.Serve(context.Background(), server)
 }
 

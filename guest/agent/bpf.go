@@ -160,18 +160,19 @@ func bpf(command int, attr []byte) (int, error) {
 	}
 }
 
-// load gives the program to the kernel.
-func (p bpfProgram) load() (int, error) {
+// load gives the program to the kernel, which checks it for the place that it is to be attached to.
+func (p bpfProgram) load(kind, place uint32) (int, error) {
 	licence := []byte("Apache-2.0\x00")
 	var pin runtime.Pinner
 	pin.Pin(&p[0])
 	pin.Pin(&licence[0])
 	defer pin.Unpin()
 	attr := make([]byte, 72)
-	binary.NativeEndian.PutUint32(attr[0:], unix.BPF_PROG_TYPE_CGROUP_DEVICE)
+	binary.NativeEndian.PutUint32(attr[0:], kind)
 	binary.NativeEndian.PutUint32(attr[4:], uint32(len(p)/8))
 	binary.NativeEndian.PutUint64(attr[8:], uint64(uintptr(unsafe.Pointer(&p[0]))))
 	binary.NativeEndian.PutUint64(attr[16:], uint64(uintptr(unsafe.Pointer(&licence[0]))))
+	binary.NativeEndian.PutUint32(attr[68:], place)
 	return bpf(unix.BPF_PROG_LOAD, attr)
 }
 
@@ -181,7 +182,7 @@ func (g *cgroup) filterDevices(rules []*api.DeviceRule) error {
 	if err != nil {
 		return fail(codes.InvalidArgument, err)
 	}
-	fd, err := p.load()
+	fd, err := p.load(unix.BPF_PROG_TYPE_CGROUP_DEVICE, unix.BPF_CGROUP_DEVICE)
 	if err != nil {
 		return fmt.Errorf("load device filter: %w", err)
 	}

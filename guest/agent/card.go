@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -59,6 +60,13 @@ func claim(r *rtnetlink, interfaces []*api.Interface) ([]uint32, error) {
 			wanted++
 		}
 	}
+	for _, i := range interfaces {
+		if i.Plugged {
+			if err := awaitCard(i); err != nil {
+				return nil, err
+			}
+		}
+	}
 	all, err := enoughCards(wanted)
 	if err != nil {
 		return nil, err
@@ -72,13 +80,21 @@ func claim(r *rtnetlink, interfaces []*api.Interface) ([]uint32, error) {
 		}
 		return nil
 	}
-	for n, i := range interfaces {
-		if i.Name != loopback && i.Mac != "" {
-			took[n] = free(func(c *card) bool { return strings.EqualFold(c.mac, i.Mac) })
+	// Several interfaces may have one hardware address, and so have the cards once they were given it: those that are known by
+	// another one come first, and names tell what was claimed before.
+	for _, match := range []func(*api.Interface, *card) bool{
+		func(i *api.Interface, c *card) bool { return i.Card != "" && isCard(i, c) },
+		func(i *api.Interface, c *card) bool { return strings.EqualFold(c.mac, i.Mac) && c.name == i.Name },
+		func(i *api.Interface, c *card) bool { return i.Card == "" && isCard(i, c) },
+	} {
+		for n, i := range interfaces {
+			if i.Name != loopback && i.Mac != "" && took[n] == nil {
+				took[n] = free(func(c *card) bool { return match(i, c) })
+			}
 		}
 	}
 	for n, i := range interfaces {
-		if i.Name != loopback && took[n] == nil {
+		if i.Name != loopback && took[n] == nil && !i.Plugged {
 			took[n] = free(func(*card) bool { return true })
 		}
 	}
@@ -121,13 +137,41 @@ func claim(r *rtnetlink, interfaces []*api.Interface) ([]uint32, error) {
 	return indices, nil
 }
 
+// isCard reports whether a card is the one by whose hardware address an interface is found.
+func isCard(i *api.Interface, c *card) bool {
+	if i.Card == "" {
+		return strings.EqualFold(c.mac, i.Mac)
+	}
+	return strings.EqualFold(c.mac, i.Card) || strings.EqualFold(c.mac, i.Mac) && c.name == i.Name
+}
+
+// awaitCard waits for the card that is plugged in for an interface.
+func awaitCard(i *api.Interface) error {
+	_, err := awaitDevice(func() (string, error) {
+		all, err := cards()
+		if err != nil {
+			return "", err
+		}
+		for _, c := range all {
+			if isCard(i, &c) {
+				return c.name, nil
+			}
+		}
+		return "", nil
+	})
+	if err != nil {
+		return fmt.Errorf("find the network card %s that is plugged in for %s: %w", cmp.Or(i.Card, i.Mac), i.Name, err)
+	}
+	return nil
+}
+
 // enoughCards returns the cards when there are as many, having restored those that were withdrawn.
 func enoughCards(wanted int) ([]card, error) {
 	all, err := cards()
 	if err != nil || len(all) >= wanted {
 		return all, err
 	}
-	if err := restoreCards(); err != nil {
+	if err := cardCloset.empty(); err != nil {
 		return nil, err
 	}
 	_, err = awaitDevice(func() (string, error) {
@@ -140,29 +184,6 @@ func enoughCards(wanted int) ([]card, error) {
 		return nil, fmt.Errorf("%d network interfaces for a machine that has %d cards", wanted, len(all))
 	}
 	return all, err
-}
-
-const virtioBus = "/sys/bus/virtio"
-
-// restoreCards gives cards that were withdrawn back to their driver.
-func restoreCards() error {
-	names, err := readDir(virtioBus + "/devices")
-	if err != nil {
-		return fmt.Errorf("list the machine's devices: %w", err)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		dir := virtioBus + "/devices/" + name
-		const networkCard = "0x0001"
-		kind, err := readFile(dir+"/device", attributeBytes)
-		if err != nil || strings.TrimSpace(string(kind)) != networkCard || unix.Access(dir+"/driver", unix.F_OK) == nil {
-			continue
-		}
-		if err := writeFile(virtioBus+"/drivers/virtio_net/bind", name); err != nil {
-			return fmt.Errorf("restore network card %s: %w", name, err)
-		}
-	}
-	return nil
 }
 
 // rename gives a link another name, for which it has to be down.

@@ -39,13 +39,8 @@ func setUpCgroups() error {
 }
 
 // limitContainers leaves the agent memory and process ids whatever the containers
-// do. It is repeated when the machine may have grown.
-func limitContainers() error {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return fmt.Errorf("read the machine's memory: %w", err)
-	}
-	total := info.Totalram * uint64(info.Unit)
+// do, where the machine has so much memory.
+func limitContainers(total uint64) error {
 	reserve := max(20<<20, total/64)
 	if total > 2*reserve {
 		if err := writeFile(containersCgroup+"/memory.max", strconv.FormatUint(total-reserve, 10)); err != nil {

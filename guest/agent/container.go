@@ -30,6 +30,8 @@ type container struct {
 	// thread lives in the container's namespaces until the first process does. The
 	// new PID namespace exists only on it: no process has entered it yet.
 	thread *thread
+	// command is the path of what the first process executes, if it was looked for.
+	command string
 	// procfs is what the first process still has to mount.
 	procfs procfs
 	// ending is closed when the container is about to be removed: what holds mu for long
@@ -192,7 +194,10 @@ func firstProcesses(hosts map[int]*container) (map[int]*process, error) {
 
 func (c *container) create(t *tracer) error {
 	r := c.request
-	var err error
+	err := numberDisks(r.Devices)
+	if err != nil {
+		return err
+	}
 	if c.cgroup, err = newCgroup(c.id); err != nil {
 		return err
 	}
@@ -220,6 +225,9 @@ func (c *container) create(t *tracer) error {
 		c.pids = p
 	}
 	if err := c.makeVolumes(); err != nil {
+		return err
+	}
+	if err := c.makeProjections(); err != nil {
 		return err
 	}
 	c.thread = newThread()
@@ -355,7 +363,7 @@ func (c *container) build(t *tracer) error {
 		return err
 	}
 	if r.FindCommand {
-		if err := findCommand(r.Process); err != nil {
+		if c.command, err = findCommand(r.Process); err != nil {
 			return err
 		}
 	}

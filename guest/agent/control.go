@@ -131,10 +131,6 @@ func (s *service) Update(ctx context.Context, r *api.UpdateRequest) (*api.Empty,
 	if err != nil {
 		return nil, err
 	}
-	// The machine may have grown since.
-	if err := limitContainers(); err != nil {
-		return nil, err
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.removed {

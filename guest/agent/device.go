@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	api "manis/api/agent"
 )
 
 // deviceTimeout bounds the wait for a device that the host says is there.
@@ -83,6 +85,25 @@ func awaitDisk(serial string) (string, error) {
 		return "", fmt.Errorf("find disk %q: %w", serial, err)
 	}
 	return "/dev/" + dev, nil
+}
+
+// numberDisks gives nodes of disks the numbers that these have here.
+func numberDisks(devices []*api.Device) error {
+	for _, d := range devices {
+		if d.Disk == "" {
+			continue
+		}
+		path, err := awaitDisk(d.Disk)
+		if err != nil {
+			return fmt.Errorf("device %s: %w", d.Path, err)
+		}
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return fmt.Errorf("device %s: stat %s: %w", d.Path, path, err)
+		}
+		d.Major, d.Minor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+	}
+	return nil
 }
 
 // readDir returns the names in a directory.

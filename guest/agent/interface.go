@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -47,54 +48,84 @@ func (s *service) connect(n *api.Network) error {
 	return nil
 }
 
-// reconnect takes back what an earlier network has set, and connects.
+// reconnect takes back what an earlier network has set and n has not, and connects.
 func reconnect(old, n *api.Network) error {
 	r, err := openNetlink()
 	if err != nil {
 		return fmt.Errorf("connect the network: %w", err)
 	}
 	defer r.Close()
-	if err := r.disconnect(old); err != nil {
-		return err
-	}
 	if n.GetDevice() != "" {
+		if err := r.disconnect(old, &api.Network{}); err != nil {
+			return err
+		}
 		if _, err := claim(r, []*api.Interface{{Name: n.Device, Mac: n.Mac}}); err != nil {
 			return err
 		}
 		return connect(n)
 	}
-	return r.connect(n)
+	if err := r.disconnect(old, n); err != nil {
+		return err
+	}
+	return r.connect(n, old)
 }
 
-// disconnect takes back what a network has set and what does not end with its links.
-func (r *rtnetlink) disconnect(old *api.Network) error {
+// staying finds the interface of a network that is i under the same name and hardware address.
+func staying(n *api.Network, i *api.Interface) *api.Interface {
+	for _, x := range n.GetInterfaces() {
+		if x.Name == i.Name && x.Mac == i.Mac && x.Card == i.Card && x.Plugged == i.Plugged && (x.Mac != "" || x.Name == loopback) {
+			return x
+		}
+	}
+	return nil
+}
+
+// without are those of a list that another one has not.
+func without[M proto.Message](list, other []M) []M {
+	return slices.DeleteFunc(slices.Clone(list), func(m M) bool {
+		return slices.ContainsFunc(other, func(o M) bool { return proto.Equal(m, o) })
+	})
+}
+
+// disconnect takes back what a network has set, the next one has not, and what does not end with its links.
+func (r *rtnetlink) disconnect(old, next *api.Network) error {
 	if old == nil {
 		return nil
 	}
 	if old.Device != "" {
 		old = &api.Network{Interfaces: []*api.Interface{{Name: old.Device, Addresses: plainAddresses(old.Addresses)}}}
 	}
-	for _, x := range old.Rules {
+	for _, x := range without(old.Rules, next.Rules) {
 		if err := r.rule(x, unix.RTM_DELRULE); err != nil && err != unix.ENOENT {
 			return fmt.Errorf("remove rule %d: %w", x.Priority, err)
 		}
 	}
-	for _, x := range old.Routes {
-		if x.Device == "" && len(x.NextHops) == 0 {
-			if err := r.route(x, nil, unix.RTM_DELROUTE); err != nil && err != unix.ESRCH {
-				return fmt.Errorf("remove route to %s: %w", x.Destination, err)
-			}
-		}
-	}
+	named := map[string]uint32{}
 	for _, i := range old.Interfaces {
 		index, err := linkIndex(i.Name)
 		if err != nil {
 			return fmt.Errorf("find %s: %w", i.Name, err)
 		}
+		if index != 0 {
+			named[i.Name] = index
+		}
+	}
+	for _, x := range without(old.Routes, next.Routes) {
+		gone := func(h *api.NextHop) bool { return named[h.Device] == 0 }
+		if x.Device != "" && named[x.Device] == 0 || slices.ContainsFunc(x.NextHops, gone) {
+			continue // it has gone with its card
+		}
+		if err := r.route(x, named, unix.RTM_DELROUTE); err != nil && err != unix.ESRCH && err != unix.ENODEV {
+			return fmt.Errorf("remove route to %s: %w", x.Destination, err)
+		}
+	}
+	for _, i := range old.Interfaces {
+		index := named[i.Name]
 		if index == 0 {
 			continue
 		}
-		for _, a := range i.Addresses {
+		stays := staying(next, i)
+		for _, a := range without(i.Addresses, stays.GetAddresses()) {
 			if err := r.address(index, a, unix.RTM_DELADDR); err != nil && err != unix.EADDRNOTAVAIL {
 				return fmt.Errorf("remove address %s from %s: %w", a.Prefix, i.Name, err)
 			}
@@ -102,8 +133,16 @@ func (r *rtnetlink) disconnect(old *api.Network) error {
 		if i.Name == loopback {
 			continue
 		}
-		if err := r.takeDown(index); err != nil {
-			return fmt.Errorf("bring %s down: %w", i.Name, err)
+		if stays == nil {
+			if err := r.takeDown(index); err != nil {
+				return fmt.Errorf("bring %s down: %w", i.Name, err)
+			}
+			continue
+		}
+		for _, x := range without(i.Neighbors, stays.Neighbors) {
+			if err := r.neighbor(index, x, unix.RTM_DELNEIGH); err != nil && err != unix.ENOENT {
+				return fmt.Errorf("remove neighbour %s from %s: %w", x.Address, i.Name, err)
+			}
 		}
 	}
 	return nil
@@ -117,8 +156,9 @@ func plainAddresses(prefixes []string) []*api.Address {
 	return all
 }
 
-// connect gives the sandbox interfaces, routes and rules as a network namespace has them.
-func (r *rtnetlink) connect(n *api.Network) error {
+// connect gives the sandbox interfaces, routes and rules as a network namespace has them. Those interfaces that it has
+// from an old network stay up.
+func (r *rtnetlink) connect(n, old *api.Network) error {
 	indices, err := claim(r, n.Interfaces)
 	if err != nil {
 		return err
@@ -126,7 +166,7 @@ func (r *rtnetlink) connect(n *api.Network) error {
 	named := map[string]uint32{}
 	for k, i := range n.Interfaces {
 		named[i.Name] = indices[k]
-		if err := r.configure(indices[k], i); err != nil {
+		if err := r.configure(indices[k], i, staying(old, i)); err != nil {
 			return err
 		}
 	}
@@ -143,9 +183,9 @@ func (r *rtnetlink) connect(n *api.Network) error {
 	return nil
 }
 
-// configure sets up one interface, which has its name.
-func (r *rtnetlink) configure(index uint32, i *api.Interface) error {
-	if i.Name != loopback {
+// configure sets up one interface, which has its name; old is what it was set up as before, or nil.
+func (r *rtnetlink) configure(index uint32, i, old *api.Interface) error {
+	if i.Name != loopback && (old == nil || old.Mtu != i.Mtu || old.NoArp != i.NoArp || !maps.Equal(old.Sysctls, i.Sysctls)) {
 		mac, err := parseMAC(i.Mac)
 		if err != nil {
 			return err
@@ -158,17 +198,17 @@ func (r *rtnetlink) configure(index uint32, i *api.Interface) error {
 		if err := writeSysctls(unix.AT_FDCWD, "/proc/sys/", i.Sysctls); err != nil {
 			return err
 		}
-		if err := r.setLink(index, mac, i.Mtu); err != nil {
+		if err := r.setLink(index, mac, i.Mtu, i.NoArp); err != nil {
 			return fmt.Errorf("bring %s up with hardware address %q and MTU %d: %w", i.Name, i.Mac, i.Mtu, err)
 		}
 	}
-	for _, a := range inOrder(i.Addresses) {
+	for _, a := range inOrder(without(i.Addresses, old.GetAddresses())) {
 		if err := r.address(index, a, unix.RTM_NEWADDR); err != nil {
 			return fmt.Errorf("add address %s to %s: %w", a.Prefix, i.Name, err)
 		}
 	}
 	for _, x := range i.Neighbors {
-		if err := r.neighbor(index, x); err != nil {
+		if err := r.neighbor(index, x, unix.RTM_NEWNEIGH); err != nil {
 			return fmt.Errorf("add neighbour %s to %s: %w", x.Address, i.Name, err)
 		}
 	}
@@ -234,7 +274,8 @@ func (r *rtnetlink) address(index uint32, a *api.Address, kind uint16) error {
 	return r.request(m)
 }
 
-func (r *rtnetlink) neighbor(index uint32, x *api.Neighbor) error {
+// neighbor adds or removes a neighbour.
+func (r *rtnetlink) neighbor(index uint32, x *api.Neighbor, kind uint16) error {
 	at, err := netip.ParseAddr(x.Address)
 	if err != nil {
 		return errors.New("this is not an address")
@@ -247,7 +288,10 @@ func (r *rtnetlink) neighbor(index uint32, x *api.Neighbor) error {
 	if x.Proxy {
 		flags = unix.NTF_PROXY
 	}
-	m := newMessage(unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	m := newMessage(kind, 0)
+	if kind == unix.RTM_NEWNEIGH {
+		m = newMessage(kind, unix.NLM_F_CREATE|unix.NLM_F_REPLACE)
+	}
 	m.uint8(family(at), 0)
 	m.uint16(0)
 	m.uint32(index)

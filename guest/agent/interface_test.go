@@ -8,6 +8,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	api "manis/api/agent"
 )
@@ -69,7 +70,8 @@ func TestInterfaces(t *testing.T) {
 	look := func() string {
 		t.Helper()
 		r := m.run(t, sh(showNetwork), nil)
-		return r.stdout + r.stderr
+		// An interface that has just come up is not yet called running: the kernel says so once a second (linkwatch).
+		return strings.ReplaceAll(r.stdout+r.stderr, "<NO-CARRIER,", "<")
 	}
 	all := []string{
 		"eth1: <BROADCAST,MULTICAST,UP", "mtu 1400", "link/ether 02:00:00:00:00:aa", "inet 10.1.0.7/16 brd 10.1.255.255 scope global eth1\n",
@@ -128,5 +130,47 @@ func TestInterfaces(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "is not the name") {
 			t.Errorf("%q: %v", name, err)
 		}
+	}
+}
+
+// Interfaces with one hardware address have the cards that they are known by, also when the network is set again, and one
+// that resolves no addresses is so in the machine.
+func TestOneHardwareAddress(t *testing.T) {
+	tree, root := filepath.Join(t.TempDir(), "tree"), filepath.Join(t.TempDir(), "root.erofs")
+	busyboxTree(t, tree)
+	mkerofs(t, tree, root)
+	m := boot(t, hardware{disks: []disk{{serial: "root", file: root, readonly: true}}, cards: []string{"52:54:00:00:00:01", "02:00:00:00:01:00", "02:00:00:00:01:01"}})
+	t.Cleanup(m.stop)
+	// In an order that is not that of the cards.
+	network := &api.Network{Interfaces: []*api.Interface{
+		{Name: "eth7", Mac: "02:00:00:00:00:aa", Card: "02:00:00:00:01:01", Plugged: true, NoArp: true},
+		{Name: "eth0", Mac: "02:00:00:00:00:aa"},
+		{Name: "eth1", Mac: "02:00:00:00:00:aa", Card: "02:00:00:00:01:00", Plugged: true},
+	}}
+	r := setupRequest()
+	r.Network = network
+	m.setUp(t, r)
+	where := func() string {
+		t.Helper()
+		r := m.run(t, sh("for i in eth0 eth1 eth7; do echo $i $(readlink /sys/class/net/$i/device) $(cat /sys/class/net/$i/address); done; ip link show eth7 | grep -c NOARP"), nil)
+		return r.stdout + r.stderr
+	}
+	before := where()
+	if strings.Count(before, "02:00:00:00:00:aa") != 3 || !strings.HasSuffix(before, "\n1\n") {
+		t.Fatalf("three cards with one address, of which one resolves none:\n%s", before)
+	}
+	// The machine's cards are in the order of their devices.
+	lines := strings.Fields(before)
+	if first, second, third := lines[1], lines[4], lines[7]; !(first < second && second < third) {
+		t.Errorf("the cards are not the ones they are known by:\n%s", before)
+	}
+	network = proto.CloneOf(network)
+	network.Interfaces[1].Mtu = 1400
+	network.Interfaces[0].NoArp = false
+	if _, err := m.agent.Connect(deadline(t), network); err != nil {
+		t.Fatal(err)
+	}
+	if after := where(); after != strings.TrimSuffix(before, "1\n")+"0\n" {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 }

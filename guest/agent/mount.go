@@ -116,7 +116,7 @@ func (c *container) detach(m *mount) error {
 		switch kind {
 		case "", "none", "bind":
 			kind = "bind"
-		case "share", "disk", "device":
+		case "share", "disk", "device", "projection":
 		default:
 			kind = "bind"
 		}
@@ -142,6 +142,8 @@ func (c *container) detach(m *mount) error {
 		m.fd, err = c.mountDisk(m.Source, m.data, m.set)
 	case "device":
 		m.fd, err = cloneDevice(m.Source)
+	case "projection":
+		m.fd, err = cloneProjection(m.Source)
 	case "bind":
 		m.fd, err = openVolume(m.Source, m.recursive)
 	default:

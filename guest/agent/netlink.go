@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -78,8 +77,12 @@ func (r *rtnetlink) request(m message) error {
 	return nil
 }
 
-func (r *rtnetlink) setLink(index uint32, mac net.HardwareAddr, mtu uint32) error {
-	m := newLinkMessage(index, unix.IFF_UP, unix.IFF_UP)
+func (r *rtnetlink) setLink(index uint32, mac net.HardwareAddr, mtu uint32, noARP bool) error {
+	flags := uint32(unix.IFF_UP)
+	if noARP {
+		flags |= unix.IFF_NOARP
+	}
+	m := newLinkMessage(index, unix.IFF_UP|unix.IFF_NOARP, flags)
 	if mac != nil {
 		m.attr(unix.IFLA_ADDRESS, mac)
 	}
@@ -237,19 +240,13 @@ func (p *plan) onLink(a netip.Addr) bool {
 // defaultDevice is the card that a template has, wanted or not.
 const defaultDevice = "eth0"
 
-// withdraw takes a device away from its driver, and so from the sandbox, where there is one.
+// withdraw takes a device away from the sandbox, where there is one.
 func withdraw(device string) error {
-	target := make([]byte, 256)
-	n, err := unix.Readlink("/sys/class/net/"+device+"/device", target)
-	if err == unix.ENOENT {
-		return nil
+	index, err := linkIndex(device)
+	if err == nil && index != 0 {
+		err = cardCloset.put(index)
 	}
 	if err != nil {
-		return fmt.Errorf("withdraw %s: %w", device, err)
-	}
-	name := string(target[:n])
-	name = name[strings.LastIndexByte(name, '/')+1:]
-	if err := writeFile("/sys/class/net/"+device+"/device/driver/unbind", name); err != nil {
 		return fmt.Errorf("withdraw %s: %w", device, err)
 	}
 	return nil
@@ -263,7 +260,7 @@ func connect(n *api.Network) error {
 			return fmt.Errorf("connect the network: %w", err)
 		}
 		defer r.Close()
-		return r.connect(n)
+		return r.connect(n, nil)
 	}
 	if n.GetDevice() == "" {
 		return withdraw(defaultDevice)
@@ -296,7 +293,7 @@ func connect(n *api.Network) error {
 			return err
 		}
 	}
-	if err := r.setLink(index, p.mac, n.Mtu); err != nil {
+	if err := r.setLink(index, p.mac, n.Mtu, false); err != nil {
 		return fmt.Errorf("bring %s up with hardware address %q and MTU %d: %w", n.Device, n.Mac, n.Mtu, err)
 	}
 	for _, a := range p.addresses {

@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,3 +92,35 @@ func (p *port) Close() error { return p.file.SetReadDeadline(time.Unix(1, 0)) }
 
 // reopen makes reads wait again after Close.
 func (p *port) reopen() error { return p.file.SetReadDeadline(time.Time{}) }
+
+// meetAgain is after how long without an answer the host is told again that the session has ended.
+const meetAgain = 100 * time.Millisecond
+
+// meet makes sure, between two sessions, that neither end takes anything of the last one for the next
+// one's: see Detach in the protocol.
+func (p *port) meet(mark []byte) error {
+	first, last := append(bytes.Clone(mark), 1), append(bytes.Clone(mark), 2)
+	var seen []byte
+	buf := make([]byte, 4096)
+	for wanted := true; !bytes.Contains(seen, mark); {
+		if wanted {
+			if _, err := p.Write(first); err != nil {
+				return err
+			}
+			if err := p.file.SetReadDeadline(time.Now().Add(meetAgain)); err != nil {
+				return err
+			}
+		}
+		n, err := p.Read(buf)
+		// A host that was still in the last session has taken it for a part of that.
+		if wanted = errors.Is(err, os.ErrDeadlineExceeded); err != nil && !wanted {
+			return err
+		}
+		seen = append(seen[max(0, len(seen)-len(mark)):], buf[:n]...)
+	}
+	if err := p.reopen(); err != nil {
+		return err
+	}
+	_, err := p.Write(last)
+	return err
+}

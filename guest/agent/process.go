@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -142,6 +143,10 @@ func (c *container) program(ctx context.Context, p start) (*launch.Program, []st
 	candidates := []string{p.path}
 	if p.path == "" {
 		candidates = lookPath(p.Args[0], env)
+		if p.first && c.command != "" {
+			// Where it was when the container was made; should it be there no more, it is looked for again.
+			candidates = append([]string{c.command}, candidates...)
+		}
 	}
 	if len(candidates) == 0 {
 		b.Release()
@@ -162,12 +167,14 @@ func hasRlimit(limits []*api.Rlimit, name string) bool {
 
 // environment adds HOME where it is missing, as docker does.
 func environment(env []string, home string) []string {
-	for _, e := range env {
-		if strings.HasPrefix(e, "HOME=") {
-			return env
-		}
+	if hasHome(env) {
+		return env
 	}
 	return append(env[:len(env):len(env)], "HOME="+home)
+}
+
+func hasHome(env []string) bool {
+	return slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "HOME=") })
 }
 
 // lookPath lists the paths that execvp(3) would try.
@@ -230,13 +237,15 @@ func (c *container) enterDir(cwd string) error {
 	return nil
 }
 
-// findCommand looks for a process's command on the thread inside the container.
-func findCommand(p *api.Process) error {
+// findCommand looks for a process's command on the thread inside the container. It returns where it is, or nothing
+// if that is not to be said without the working directory.
+func findCommand(p *api.Process) (string, error) {
 	name := p.Args[0]
 	refused := notFound(name)
 	for _, candidate := range lookPath(name, p.Env) {
+		found := candidate
 		if !path.IsAbs(candidate) {
-			candidate = path.Join("/", p.Cwd, candidate)
+			found, candidate = "", path.Join("/", p.Cwd, candidate)
 		}
 		var st unix.Stat_t
 		if unix.Stat(candidate, &st) != nil {
@@ -244,7 +253,7 @@ func findCommand(p *api.Process) error {
 		}
 		isDir := st.Mode&unix.S_IFMT == unix.S_IFDIR
 		if !isDir && st.Mode&0o111 != 0 {
-			return nil
+			return found, nil
 		}
 		if isDir && strings.Contains(name, "/") {
 			refused = fail(codes.PermissionDenied, fmt.Errorf("exec: %q: is a directory", name))
@@ -252,7 +261,7 @@ func findCommand(p *api.Process) error {
 			refused = fail(codes.PermissionDenied, fmt.Errorf("exec: %q: permission denied", name))
 		}
 	}
-	return refused
+	return "", refused
 }
 
 func notFound(name string) error {

@@ -20,6 +20,9 @@ func (c *container) buildRoot(r *api.RootFS) error {
 	if r.GetShare() != "" {
 		return c.shareRoot(r)
 	}
+	if r.GetImage() != "" || r.GetLayer() != "" {
+		return c.layerRoot(r)
+	}
 	if r == nil || r.Disk == "" {
 		return fail(codes.InvalidArgument, errors.New("no root disk"))
 	}
@@ -39,14 +42,12 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		}
 		dev = c.verity.path
 	}
-	if err := unix.Mount(dev, lower, "erofs", unix.MS_RDONLY|unix.MS_NOATIME, ""); err != nil {
+	if err := mountEROFS(dev, lower); err != nil {
 		switch {
 		case err == unix.EIO && c.verity != nil:
-			return fmt.Errorf("mount root disk %q: its content does not match the image's root hash (the image is damaged or was changed)", r.Disk)
+			err = errors.New("its content does not match the image's root hash (the image is damaged or was changed)")
 		case err == unix.EIO:
-			return fmt.Errorf("mount root disk %q: it cannot be read", r.Disk)
-		case err == unix.EINVAL:
-			return fmt.Errorf("mount root disk %q: it holds no EROFS filesystem that this guest understands", r.Disk)
+			err = errors.New("it cannot be read")
 		}
 		return fmt.Errorf("mount root disk %q: %w", r.Disk, err)
 	}
@@ -85,6 +86,15 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		return fmt.Errorf("lay the writable layer over the image: %w", err)
 	}
 	return nil
+}
+
+// mountEROFS mounts the image on a block device at dir.
+func mountEROFS(dev, dir string) error {
+	err := unix.Mount(dev, dir, "erofs", unix.MS_RDONLY|unix.MS_NOATIME, "")
+	if err == unix.EINVAL {
+		return errors.New("it holds no EROFS filesystem that this guest understands")
+	}
+	return err
 }
 
 // shareRoot makes an entry of a share the root filesystem, as it is.

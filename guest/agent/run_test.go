@@ -120,6 +120,12 @@ func TestIdentity(t *testing.T) {
 			}
 		})
 	}
+	t.Run("hidden users", func(t *testing.T) {
+		r := m.run(t, sh(show), func(r *api.CreateContainerRequest) { r.MaskedPaths = append(r.MaskedPaths, "/etc/passwd") })
+		if got := strings.Join(strings.Fields(r.stdout), " "); got != "0 0 / /" {
+			t.Errorf("got %q %s", got, r.stderr)
+		}
+	})
 	for _, user := range []string{"nobody-here", "user:nothing", "-1", "4294967295"} {
 		t.Run("unknown "+user, func(t *testing.T) {
 			p := sh("true")

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"runtime/debug"
 	"sync"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	api "manis/api/agent"
 	"manis/api/wire"
@@ -24,18 +26,32 @@ type service struct {
 	port    *port
 	guest   *wire.Server // of the present session
 	readyNS int64
+	// protector is asked before every request; nil: everything is served.
+	protector Guard
 
 	mu         sync.Mutex
 	isSetUp    bool
-	leaving    bool         // the session ends because the host detaches
-	fresh      bool         // a new session has not set the machine up yet
-	network    *api.Network // as it was set up
+	shares     map[string]bool // that are mounted, by tag
+	leaving    bool            // the session ends because the host detaches
+	mark       []byte          // that of the request
+	fresh      bool            // a new session has not set the machine up yet
+	network    *api.Network    // as it was set up
 	containers map[string]*container
+	// memoryBytes is what the kernel had to give away when the machine had its first size.
+	memoryBytes uint64
+	resolvers   map[netip.Addr]bool // name servers that are served
 }
 
 func newService(version string, port *port) *service {
-	return &service{version: version, port: port, containers: make(map[string]*container)}
+	return &service{
+		version: version, port: port,
+		containers: make(map[string]*container), shares: make(map[string]bool), resolvers: make(map[netip.Addr]bool),
+	}
 }
+
+// maxReply is the most bytes of an answer: the host ends a session with an agent that says more than
+// wire.MaxAnswer, and its own front ends get the same in other words.
+const maxReply = wire.MaxAnswer / 2
 
 // intercept surrounds every request: nothing is served before Setup, and a
 // panic is the failure of one request instead of the kernel's.
@@ -46,11 +62,26 @@ func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 			reply, err = nil, status.Errorf(codes.Internal, "the agent failed in %s: %v (please report this)", info.FullMethod, r)
 		}
 	}()
-	reply, err = method(ctx, unmarshal)
-	if err != nil {
-		err = asStatus(err)
+	if s.protector != nil {
+		var request any
+		reply, err = method(ctx, s.guarded(info.FullMethod, unmarshal, &request))
+		if err == nil {
+			s.protector.After(info.FullMethod, request, reply)
+		} else if request != nil {
+			s.protector.Failed(info.FullMethod, request, err)
+		}
+	} else {
+		reply, err = method(ctx, unmarshal)
 	}
-	return reply, err
+	if err != nil {
+		return reply, asStatus(err)
+	}
+	if m, ok := reply.(proto.Message); ok {
+		if size := proto.Size(m); size > maxReply {
+			return nil, status.Errorf(codes.ResourceExhausted, "the answer to %s has %d bytes, more than %d", info.FullMethod, size, maxReply)
+		}
+	}
+	return reply, nil
 }
 
 // failure is an error with the code that the host acts upon.

@@ -34,8 +34,11 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 	if s.isSetUp && len(s.containers) > 0 && !s.fresh {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox is already set up and has a container"))
 	}
-	if err := addEntropy(r.Entropy); err != nil {
-		return nil, err
+	// A guard's machine is no clone, and takes no random numbers of the host's.
+	if s.protector == nil {
+		if err := addEntropy(r.Entropy); err != nil {
+			return nil, err
+		}
 	}
 	if r.ClockUnixNs > 0 {
 		ts := unix.NsecToTimespec(r.ClockUnixNs)
@@ -53,11 +56,22 @@ func (s *service) Setup(ctx context.Context, r *api.SetupRequest) (*api.SetupRes
 		return nil, err
 	}
 	for _, share := range r.Shares {
+		// One that an earlier setup has mounted is still there: a second mount is refused by its device.
+		if s.shares[share.Tag] {
+			continue
+		}
 		if err := mountShare(share.Tag); err != nil {
 			return nil, err
 		}
+		s.shares[share.Tag] = true
 	}
-	if err := limitContainers(); err != nil {
+	if s.memoryBytes == 0 {
+		var err error
+		if s.memoryBytes, err = totalMemory(); err != nil {
+			return nil, err
+		}
+	}
+	if err := limitContainers(s.memoryBytes); err != nil {
 		return nil, err
 	}
 	s.isSetUp, s.fresh = true, false
@@ -199,6 +213,9 @@ func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty,
 	if len(s.containers) > 0 && !r.KeepContainers {
 		return nil, fail(codes.FailedPrecondition, errors.New("the sandbox has a container"))
 	}
+	if len(r.Mark) < 16 || len(r.Mark) > 64 {
+		return nil, fail(codes.InvalidArgument, fmt.Errorf("a mark of %d bytes: want 16 to 64", len(r.Mark)))
+	}
 	ctx, cancel := context.WithTimeout(ctx, parkTime)
 	defer cancel()
 	var parked []*stdio
@@ -215,7 +232,7 @@ func (s *service) Detach(ctx context.Context, r *api.DetachRequest) (*api.Empty,
 			return nil, err
 		}
 	}
-	s.leaving = true
+	s.leaving, s.mark = true, r.Mark
 	guard("detach", func() {
 		time.Sleep(replyTime)
 		s.port.Close()
@@ -264,6 +281,15 @@ func (s *service) Adopt(ctx context.Context, r *api.AdoptRequest) (*api.Empty, e
 	if !p.io.attach(st) {
 		st.close()
 		return nil, fail(codes.FailedPrecondition, errors.New("the container belongs to this session already"))
+	}
+	if r.NewId != "" && r.NewId != r.Id {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !isName(r.NewId) || s.containers[r.NewId] != nil {
+			return nil, fail(codes.InvalidArgument, fmt.Errorf("container %s cannot be called %q", r.Id, r.NewId))
+		}
+		delete(s.containers, r.Id)
+		s.containers[r.NewId] = c
 	}
 	return &api.Empty{}, nil
 }

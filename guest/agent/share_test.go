@@ -106,3 +106,46 @@ func TestSharedMemory(t *testing.T) {
 		t.Errorf("a path: %v", err)
 	}
 }
+
+// TestFoundCommand looks for a command when its container is made, and has it moved before it is started.
+func TestFoundCommand(t *testing.T) {
+	m := theMachine(t)
+	root := filepath.Join(shared.dir, "share/rootfs")
+	for _, dir := range []string{"first", "second"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, dir, "say"), []byte("#!/bin/sh\necho "+dir+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	say := func() *api.Process {
+		return &api.Process{Args: []string{"say"}, Cwd: "/", Env: []string{"PATH=/none:/first:/second:/bin", "HOME=/"}}
+	}
+	found := func(r *api.CreateContainerRequest) {
+		shareRoot(r)
+		r.FindCommand = true
+	}
+	if r := m.run(t, say(), found); r.stdout != "first\n" {
+		t.Errorf("got %q %s", r.stdout, r.stderr)
+	}
+	c, proc, err := m.create(t, say(), found)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(root, "first/say")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.agent.StartContainer(deadline(t), &api.StartContainerRequest{Id: c.id}); err != nil {
+		t.Fatal(err)
+	}
+	if r := proc.wait(); r.stdout != "second\n" {
+		t.Errorf("after it was removed: %q %s", r.stdout, r.stderr)
+	}
+	if err := os.Remove(filepath.Join(root, "second/say")); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := m.create(t, say(), found); status.Code(err) != codes.NotFound {
+		t.Errorf("a command that is nowhere: %v", err)
+	}
+}

@@ -2,14 +2,19 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 )
 
+// lasting begins the names of those that stay as long as the machine does: containers that run one after the other hand
+// something on in them.
+const lasting = "volume-"
+
 // volumes are the directories in memory that are filesystems of their own, by name: how many
-// mounts of containers there are of each. With the last one it goes.
+// mounts of containers there are of each. With the last one it goes, unless its name is a lasting one's.
 var volumes = struct {
 	sync.Mutex
 	mounts map[string]int
@@ -63,6 +68,9 @@ func (c *container) makeVolume(name string, data []string) error {
 		return fmt.Errorf("attach shared directory %q: %w", name, err)
 	}
 	c.hold(name)
+	if strings.HasPrefix(name, lasting) {
+		volumes.mounts[name]++ // the machine's own
+	}
 	return nil
 }
 

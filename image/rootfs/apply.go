@@ -228,6 +228,6 @@ func keepXattrs(xattrs []layer.Xattr, limit int) ([]erofs.Xattr, error) {
 // keepXattr drops what no Linux file system would store, and overlayfs' own
 // marks: in a layer they could only mislead the guest's overlay.
 func keepXattr(name string) bool {
-	return erofs.XattrExpressible(name) &&
-		!strings.HasPrefix(name, "trusted.overlay.") && !strings.HasPrefix(name, "user.overlay.")
+	_, mark := overlayMark(name)
+	return erofs.XattrExpressible(name) && !mark
 }

@@ -96,7 +96,7 @@ func Build(ctx context.Context, file *os.File, layers []Layer, opts Options) (*I
 		return nil, err
 	}
 	defer b.Close()
-	t := &tree{Builder: b, maxEntries: limits.Entries, maxSteps: 1<<20 + stepsPerEntry*limits.Entries}
+	t := newTree(b, limits)
 	m := merge{tree: t, file: file, limits: limits, buf: make([]byte, 256<<10)}
 	if opts.Progress != nil {
 		m.progress = func(n int64) { m.done += n; opts.Progress(m.done, total) }
@@ -151,16 +151,7 @@ func (m *merge) layer(ctx context.Context, l Layer) error {
 	sum := sha256.New()
 	in := &expansion{r: io.TeeReader(raw, sum), limit: m.limits.LayerBytes}
 
-	start := m.tree.Written()
-	next := start
-	a := &applier{tree: m.tree, in: layer.NewReader(in), xattrBytes: m.limits.XattrBytes, room: func() error {
-		now := m.tree.Written()
-		if now < next {
-			return nil
-		}
-		next = now + checkEvery
-		return m.checkRoom(now, now-start, l.Size)
-	}}
+	a := &applier{tree: m.tree, in: layer.NewReader(in), xattrBytes: m.limits.XattrBytes, room: m.room(l.Size)}
 	if err := a.run(); err != nil {
 		return err
 	}
@@ -176,6 +167,21 @@ func (m *merge) layer(ctx context.Context, l Layer) error {
 
 // checkEvery so many bytes of file data, limits and the free disk are looked at.
 const checkEvery = 16 << 20
+
+// room returns what is asked as file data of a layer is stored. The layer's stored size is 0 where nothing
+// is expanded.
+func (m *merge) room(compressed int64) func() error {
+	start := m.tree.Written()
+	next := start
+	return func() error {
+		now := m.tree.Written()
+		if now < next {
+			return nil
+		}
+		next = now + checkEvery
+		return m.checkRoom(now, now-start, compressed)
+	}
+}
 
 // checkRoom is asked now and then while file data is stored.
 func (m *merge) checkRoom(image, fromLayer, compressed int64) error {

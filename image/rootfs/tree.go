@@ -37,6 +37,10 @@ type tree struct {
 	lastIno erofs.Ino
 }
 
+func newTree(b *erofs.Builder, limits Limits) *tree {
+	return &tree{Builder: b, maxEntries: limits.Entries, maxSteps: 1<<20 + stepsPerEntry*limits.Entries}
+}
+
 // clean takes an archive's path apart. A leading slash is dropped, "." and ".."
 // are resolved by the letter, as docker does; ".." above the root is refused.
 func clean(path string) ([]string, error) {

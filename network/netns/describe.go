@@ -61,6 +61,7 @@ func describeLink(h *netlink.Handle, l netlink.Link, routes []netlink.Route) (*a
 	loopback := a.RawFlags&unix.IFF_LOOPBACK != 0
 	if !loopback {
 		i.Mac, i.Mtu, i.Sysctls = a.HardwareAddr.String(), uint32(a.MTU), parameters(a.Name)
+		i.NoArp = a.RawFlags&unix.IFF_NOARP != 0
 	}
 	addresses, err := h.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
@@ -111,11 +112,21 @@ func describeAddress(x *netlink.Addr, link *netlink.LinkAttrs, routes []netlink.
 	}
 	// The metric that an address was given shows in the route that the kernel has made of it.
 	to = &net.IPNet{IP: to.IP.Mask(to.Mask), Mask: to.Mask}
+	routed := false
 	for _, r := range routes {
-		if r.Protocol == unix.RTPROT_KERNEL && r.Table == unix.RT_TABLE_MAIN && r.LinkIndex == link.Index &&
-			r.Dst != nil && r.Dst.String() == to.String() && !(to.IP.To4() == nil && r.Priority == defaultMetric6) {
+		if r.Protocol != unix.RTPROT_KERNEL || r.Type != unix.RTN_UNICAST || r.LinkIndex != link.Index || r.Dst == nil || r.Dst.String() != to.String() {
+			continue
+		}
+		routed = true
+		if r.Table == unix.RT_TABLE_MAIN && !(to.IP.To4() == nil && r.Priority == defaultMetric6) {
 			a.Metric = uint32(r.Priority)
 		}
+	}
+	// Where somebody has taken that route away, as the plugin ptp does, the guest's kernel must not make it.
+	ones, bits := to.Mask.Size()
+	alone := x.Peer == nil && bits == 32 && ones == 32 // of such an address none is made
+	if !routed && !alone && link.RawFlags&(unix.IFF_UP|unix.IFF_LOOPBACK) == unix.IFF_UP {
+		a.Flags |= unix.IFA_F_NOPREFIXROUTE
 	}
 	return a
 }

@@ -24,6 +24,8 @@ import (
 // local is what was changed for one address.
 type local struct {
 	route netlink.Route // of the table local
+	// alias is how the machine finds those processes.
+	alias *agent.Neighbor
 }
 
 // admitLocal lets processes of the namespace reach the machine at its IPv4 address.
@@ -50,11 +52,11 @@ func (i *Interface) admitLocal(h *netlink.Handle, l netlink.Link, g *agent.Netwo
 	}
 	// Answers to it are for the namespace's own stack.
 	err = h.FilterAdd(&netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: i.tap, Parent: arriving, Priority: ours, Protocol: unix.ETH_P_IP},
+		FilterAttrs: netlink.FilterAttrs{LinkIndex: i.tap, Parent: arriving, Priority: spared, Protocol: unix.ETH_P_IP},
 		Sel: &nl.TcU32Sel{Flags: nl.TC_U32_TERMINAL, Nkeys: 1, Keys: []nl.TcU32Key{{
 			Mask: 0xffffffff, Val: uint32(alias[0])<<24 | uint32(alias[1])<<16 | uint32(alias[2])<<8 | uint32(alias[3]), Off: 16,
 		}}},
-		ClassId: netlink.MakeHandle(1, 1), // a class instead of an action: they go on
+		ClassId: goesOn,
 	})
 	if err != nil {
 		return fmt.Errorf("let answers through: %w", err)
@@ -71,21 +73,16 @@ func (i *Interface) admitLocal(h *netlink.Handle, l netlink.Link, g *agent.Netwo
 	if err := h.NeighSet(&netlink.Neigh{LinkIndex: i.tap, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT, IP: own.IP, HardwareAddr: mac}); err != nil {
 		return fmt.Errorf("name the machine as a neighbour: %w", err)
 	}
-	i.local = &local{netlink.Route{
+	i.local = &local{route: netlink.Route{
 		LinkIndex: l.Attrs().Index, Dst: &net.IPNet{IP: own.IP, Mask: host}, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
 		Scope: netlink.SCOPE_HOST, Protocol: unix.RTPROT_KERNEL, Src: own.IP,
-	}}
+	}, alias: &agent.Neighbor{Address: alias.String(), Mac: tap.Attrs().HardwareAddr.String()}}
 	if err := h.RouteDel(&i.local.route); err != nil && !errors.Is(err, unix.ESRCH) {
 		i.local = nil
 		return fmt.Errorf("take the address out of the local ones: %w", err)
 	}
 	if err := h.RouteAdd(&netlink.Route{LinkIndex: i.tap, Dst: &net.IPNet{IP: own.IP, Mask: host}, Src: alias, Scope: netlink.SCOPE_LINK}); err != nil {
 		return fmt.Errorf("lead the way to the address over the tap device: %w", err)
-	}
-	for _, n := range g.Interfaces {
-		if n.Name == i.Name {
-			n.Neighbors = append(n.Neighbors, &agent.Neighbor{Address: alias.String(), Mac: tap.Attrs().HardwareAddr.String()})
-		}
 	}
 	return nil
 }

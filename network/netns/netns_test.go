@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -174,8 +175,8 @@ func pair(t testing.TB) (a, b net.Conn) {
 }
 
 // connect stands a namespace at the end of an interface, in a guest's place: its card has the interface's name and
-// hardware address, and the two relays face each other.
-func connect(t testing.TB, guest *space, i *Interface) {
+// hardware address, and the two relays face each other until disconnect is called, or the test ends.
+func connect(t testing.TB, guest *space, i *Interface) (disconnect func()) {
 	t.Helper()
 	var card *os.File
 	guest.do(func() {
@@ -197,7 +198,7 @@ func connect(t testing.TB, guest *space, i *Interface) {
 	ended := make(chan error, 2)
 	go func() { ended <- Relay(ctx, i.Tap, a) }()
 	go func() { ended <- Relay(ctx, card, b) }()
-	t.Cleanup(func() {
+	disconnect = sync.OnceFunc(func() {
 		cancel()
 		for range 2 {
 			if err := <-ended; err != nil && err != context.Canceled {
@@ -206,6 +207,8 @@ func connect(t testing.TB, guest *space, i *Interface) {
 		}
 		card.Close()
 	})
+	t.Cleanup(disconnect)
+	return disconnect
 }
 
 // exchange sends some megabytes each way over one connection and compares their digests.
@@ -221,8 +224,8 @@ func exchange(t testing.TB, from, to *space, address string) {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(patience))
 		h := md5.New()
-		n, _ := io.Copy(h, io.LimitReader(c, payload))
-		if n == payload {
+		n, _ := io.Copy(h, io.LimitReader(c, int64(len(content()))))
+		if n == int64(len(content())) {
 			c.Write(h.Sum(nil))
 			c.Write(content())
 		}
@@ -246,7 +249,13 @@ func exchange(t testing.TB, from, to *space, address string) {
 
 const payload = 4 << 20
 
-func content() []byte { return bytes.Repeat([]byte("0123456789abcde\n"), payload/16) }
+func content() []byte {
+	size := payload
+	if testing.Short() {
+		size /= 16
+	}
+	return bytes.Repeat([]byte("0123456789abcde\n"), size/16)
+}
 
 const outsideLines = `
 	addr add 10.88.0.1/16 dev up0

@@ -36,8 +36,10 @@ func TestDescription(t *testing.T) {
 		addr add 10.1.0.2/32 peer 10.1.0.1/32 dev net1
 		addr add 10.2.0.2/24 dev net1 metric 77
 		addr add 10.3.0.2/24 dev net1 noprefixroute
+		addr add 10.4.0.2/24 dev net1
 		addr add 192.0.2.1/32 dev lo
 		link set net1 up
+		route del 10.4.0.0/24 dev net1
 		route add 172.16.0.0/12 via 10.88.0.2 src 10.88.0.7 metric 50 mtu 1300
 		route add 198.51.100.0/24 dev net1 scope link
 		route add blackhole 203.0.113.0/24
@@ -84,10 +86,11 @@ const description = `
 		sysctls { key: "net/ipv6/conf/eth0/accept_ra" value: "0" }
 	}
 	interfaces {
-		name: "net1" mac: "02:aa:bb:cc:dd:02" mtu: 9000
+		name: "net1" mac: "02:aa:bb:cc:dd:02" mtu: 9000 plugged: true
 		addresses { prefix: "10.1.0.2/32" peer: "10.1.0.1/32" }
 		addresses { prefix: "10.2.0.2/24" metric: 77 }
 		addresses { prefix: "10.3.0.2/24" flags: 512 }
+		addresses { prefix: "10.4.0.2/24" flags: 512 }
 		sysctls { key: "net/ipv4/conf/net1/rp_filter" value: "2" }
 	}
 	routes { destination: "198.51.100.0/24" type: 1 device: "net1" table: 254 scope: 253 protocol: 3 }
@@ -146,7 +149,7 @@ func TestForeignQdisc(t *testing.T) {
 	box.run("tc", "filter", "add", "dev", "eth0", "ingress", "prio", "9", "protocol", "ip", "u32", "match", "ip", "src", "192.0.2.1", "action", "mirred", "egress", "mirror", "dev", "lo")
 	before := box.run("tc", "filter", "show", "dev", "eth0", "ingress") + box.run("tc", "qdisc")
 	taken := take(t, box)
-	if during := box.run("tc", "filter", "show", "dev", "eth0", "ingress"); !strings.Contains(during, "pref 1 ") || !strings.Contains(during, "pref 9 ") {
+	if during := box.run("tc", "filter", "show", "dev", "eth0", "ingress"); !strings.Contains(during, "pref 3 ") || !strings.Contains(during, "pref 9 ") {
 		t.Error(during)
 	}
 	if err := taken.Release(); err != nil {

@@ -39,23 +39,31 @@ func makeTap(h *netlink.Handle, mtu int) (_ *os.File, index int, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("find tap device %s: %w", req.Name(), err)
 	}
+	if err := prepareTap(h, link, mtu); err != nil {
+		return nil, 0, err
+	}
+	return os.NewFile(uintptr(fd), req.Name()), link.Attrs().Index, nil
+}
+
+// prepareTap brings a tap of the thread's network namespace up, quiet.
+func prepareTap(h *netlink.Handle, link netlink.Link, mtu int) error {
 	// Without IPv6 addresses it asks for no routers, and without ARP for nobody's address.
-	off := os.WriteFile("/proc/sys/net/ipv6/conf/"+req.Name()+"/disable_ipv6", []byte("1"), 0)
+	off := os.WriteFile("/proc/sys/net/ipv6/conf/"+link.Attrs().Name+"/disable_ipv6", []byte("1"), 0)
 	if off != nil && !errors.Is(off, os.ErrNotExist) {
 		if err := h.LinkSetIP6AddrGenMode(link, addrGenNone); err != nil {
-			return nil, 0, fmt.Errorf("keep IPv6 off the tap device: %w", errors.Join(off, err))
+			return fmt.Errorf("keep IPv6 off the tap device: %w", errors.Join(off, err))
 		}
 	}
 	if err := h.LinkSetMTU(link, min(mtu, maxTapMTU)); err != nil {
-		return nil, 0, fmt.Errorf("set the tap device's MTU to %d: %w", mtu, err)
+		return fmt.Errorf("set the tap device's MTU to %d: %w", mtu, err)
 	}
 	if err := h.LinkSetARPOff(link); err != nil {
-		return nil, 0, fmt.Errorf("switch ARP off on the tap device: %w", err)
+		return fmt.Errorf("switch ARP off on the tap device: %w", err)
 	}
 	if err := h.LinkSetUp(link); err != nil {
-		return nil, 0, fmt.Errorf("bring the tap device up: %w", err)
+		return fmt.Errorf("bring the tap device up: %w", err)
 	}
-	return os.NewFile(uintptr(fd), req.Name()), link.Attrs().Index, nil
+	return nil
 }
 
 // addrGenNone is IN6_ADDR_GEN_MODE_NONE.

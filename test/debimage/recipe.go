@@ -54,6 +54,15 @@ var recipes = []Recipe{
 		Config:   v1.Config{Cmd: []string{"bash"}},
 	},
 	{
+		Name:     "engine",
+		About:    "Debian with runc and Podman, and a root filesystem at /bundle for them",
+		Packages: []string{"runc", "podman", "busybox-static", "fuse-overlayfs"},
+		After: `mkdir -p /bundle/rootfs/bin /bundle/rootfs/proc /bundle/rootfs/dev /bundle/rootfs/sys /bundle/rootfs/tmp /bundle/rootfs/etc
+cp /bin/busybox /bundle/rootfs/bin/
+for name in sh echo cat id mount ls hostname true false sleep ip; do ln -s busybox /bundle/rootfs/bin/$name; done`,
+		Config: v1.Config{Cmd: []string{"bash"}},
+	},
+	{
 		Name:     "nginx",
 		About:    "a web server on port 80, its logs on the container's streams",
 		Packages: []string{"nginx-light"},

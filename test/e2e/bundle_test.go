@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -153,6 +155,23 @@ func TestBundleRun(t *testing.T) {
 	}
 	if out := w.ok("run", "--bundle", dir, "two"); out != "host" {
 		t.Errorf("read %q", out)
+	}
+	work := filepath.Join(dir, "rootfs/habits")
+	if err := os.Mkdir(work, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	spec := w.config(dir)
+	spec.Process.Args = []string{"probe", "habits", "/habits"}
+	w.configure(dir, spec)
+	habits(t, w.ok("run", "--bundle", dir, "three"))
+	left(t, work)
+	// The machine ends with the container: what it has written is on the host by then, however it was written. As the first
+	// process of its namespace the program cannot kill itself.
+	spec.Process.Args = []string{"sh", "-c", "probe mapped /mapped; exit 3"}
+	w.configure(dir, spec)
+	w.fails(3, "", "run", "--bundle", dir, "four")
+	if b, err := os.ReadFile(filepath.Join(dir, "rootfs/mapped")); err != nil || len(b) != 1<<20 || len(bytes.Trim(b, "x")) != 0 {
+		t.Errorf("mapped: %d bytes, %q, %v", len(b), bytes.Trim(b, "x")[:min(20, len(bytes.Trim(b, "x")))], err)
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, "rootfs/made"), &st); err != nil || st.Uid != 33 || st.Gid != 44 {
@@ -483,6 +502,17 @@ func TestBundleKilled(t *testing.T) {
 	})
 }
 
+// childOf is a child of a process, 0 if it has none.
+func childOf(pid int) (child int) {
+	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, p := range children {
+		if b, _ := os.ReadFile(p); len(strings.Fields(string(b))) > 0 {
+			child, _ = strconv.Atoi(strings.Fields(string(b))[0])
+		}
+	}
+	return child
+}
+
 // podOf finds the processes of a container's pod and machine.
 func podOf(t testing.TB, w *bundleWorld, id string) (pod, vm int) {
 	t.Helper()
@@ -501,12 +531,7 @@ func podOf(t testing.TB, w *bundleWorld, id string) (pod, vm int) {
 			pod, _ = strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		}
 	}
-	children, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pod))
-	for _, p := range children {
-		if b, _ := os.ReadFile(p); len(strings.Fields(string(b))) > 0 {
-			vm, _ = strconv.Atoi(strings.Fields(string(b))[0])
-		}
-	}
+	vm = childOf(pod)
 	if pod == 0 || vm == 0 {
 		t.Fatalf("pod %d, machine %d of %s", pod, vm, id)
 	}
@@ -533,5 +558,303 @@ func TestManyExecs(t *testing.T) {
 		if a := <-answers; a.r.code != a.i || a.r.stdout != strconv.Itoa(a.i)+"\n" {
 			t.Errorf("exec %d: %+v", a.i, a.r)
 		}
+	}
+}
+
+// A container that takes more memory than its limit is killed in the guest, and is told of as out of memory; the control group on the
+// host leaves the machine room.
+func TestBundleMemory(t *testing.T) {
+	t.Parallel()
+	w := newBundles(t)
+	limit := int64(64 << 20)
+	group := fmt.Sprintf("/manis-test-%d/memory", os.Getpid())
+	t.Cleanup(func() { removeGroups(filepath.Dir(group)) })
+	dir := w.bundle("b", "", func(s *specs.Spec) {
+		s.Process.Args = []string{"probe", "hold", "200"}
+		s.Linux.Resources = &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &limit}}
+		s.Linux.CgroupsPath = group
+	})
+	w.made("c", dir)
+	events := w.begin("", "events", "c")
+	var features struct{ Annotations map[string]string }
+	if err := json.Unmarshal([]byte(w.ok("features")), &features); err != nil {
+		t.Fatal(err)
+	}
+	number := func(name string) uint64 {
+		n, err := strconv.ParseUint(features.Annotations["manis.overhead."+name], 10, 64)
+		if err != nil || n == 0 {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return n
+	}
+	least := uint64(limit) + number("memoryBytes") + uint64(limit)/number("memoryDivisor")
+	if got := groupLimit(t, group); got < least || got > 2*least {
+		t.Errorf("the host's limit is %d bytes, declared is a need of %d", got, least)
+	}
+	w.ok("start", "c")
+	w.await("c", "stopped")
+	if r := events.wait(); !strings.Contains(r.stdout, `"oom"`) {
+		t.Errorf("events: %s", r)
+	}
+	w.ok("delete", "c")
+}
+
+// Limits of block I/O hold for the machine's control group on the host, are changed by update, and where they cannot hold
+// create says so and leaves nothing.
+func TestBundleBlockIO(t *testing.T) {
+	t.Parallel()
+	w := newBundles(t)
+	disk := wholeDisk(t)
+	group := fmt.Sprintf("/manis-test-%d/blockio", os.Getpid())
+	t.Cleanup(func() { removeGroups(filepath.Dir(group)) })
+	limited := func(major, minor int64) func(s *specs.Spec) {
+		return func(s *specs.Spec) {
+			throttle := specs.LinuxThrottleDevice{Rate: 50 << 20}
+			throttle.Major, throttle.Minor = major, minor
+			s.Linux.Resources = &specs.LinuxResources{BlockIO: &specs.LinuxBlockIO{
+				ThrottleReadBpsDevice: []specs.LinuxThrottleDevice{throttle}, ThrottleWriteIOPSDevice: []specs.LinuxThrottleDevice{throttle},
+			}}
+			s.Linux.CgroupsPath = group
+		}
+	}
+	major, minor := int64(unix.Major(disk)), int64(unix.Minor(disk))
+	dir := w.bundle("b", "sleep 1000", limited(major, minor))
+	w.made("c", dir)
+	const rate = 50 << 20
+	check := func(read uint64) {
+		t.Helper()
+		name := fmt.Sprintf("%d:%d", major, minor)
+		if b, err := os.ReadFile("/sys/fs/cgroup" + group + "/io.max"); err == nil {
+			if want := fmt.Sprintf("%s rbps=%d wbps=max riops=max wiops=%d\n", name, read, rate); string(b) != want {
+				t.Errorf("io.max: %q, want %q", b, want)
+			}
+			return
+		}
+		for file, n := range map[string]uint64{"read_bps": read, "write_iops": rate} {
+			b, err := os.ReadFile("/sys/fs/cgroup/blkio" + group + "/blkio.throttle." + file + "_device")
+			if want := fmt.Sprintf("%s %d\n", name, n); err != nil || string(b) != want {
+				t.Errorf("%s: %q, %v, want %q", file, b, err, want)
+			}
+		}
+	}
+	check(rate)
+	// The machine is in there.
+	procs, _ := filepath.Glob("/sys/fs/cgroup/blkio" + group + "/cgroup.procs")
+	if len(procs) == 0 {
+		procs = []string{"/sys/fs/cgroup" + group + "/cgroup.procs"}
+	}
+	b, err := os.ReadFile(procs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	machine := false
+	for _, pid := range strings.Fields(string(b)) {
+		exe, _ := os.Readlink("/proc/" + pid + "/exe")
+		comm, _ := os.ReadFile("/proc/" + pid + "/comm")
+		machine = machine || strings.Contains(exe+string(comm), "qemu")
+	}
+	if !machine {
+		t.Errorf("QEMU is not in the control group: %s", b)
+	}
+	w.ok("start", "c")
+	file := filepath.Join(w.dir, "limits.json")
+	limits := fmt.Sprintf(`{"blockIO":{"throttleReadBpsDevice":[{"major":%d,"minor":%d,"rate":%d}]}}`, major, minor, rate/2)
+	if err := os.WriteFile(file, []byte(limits), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	w.ok("update", "-r", file, "c")
+	check(rate / 2)
+	w.ok("delete", "--force", "c")
+
+	w.configure(dir, func() *specs.Spec { s := w.config(dir); limited(4095, 0)(s); return s }())
+	w.fails(1, "config.json: linux.resources.blockIO: disk 4095:0:", "create", "--bundle", dir, "d")
+	w.fails(1, "does not exist", "state", "d")
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*" + group); left != nil {
+		t.Errorf("control groups are left: %v", left)
+	}
+}
+
+// wholeDisk is the number of a disk of the host that a control group can limit.
+func wholeDisk(t *testing.T) uint64 {
+	t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device", "/sys/fs/cgroup/cgroup.controllers"} {
+		b, err := os.ReadFile(pattern)
+		if err != nil || strings.HasSuffix(pattern, "controllers") && !slices.Contains(strings.Fields(string(b)), "io") {
+			continue
+		}
+		disks, _ := filepath.Glob("/sys/block/*/device")
+		for _, d := range disks {
+			b, err := os.ReadFile(filepath.Join(filepath.Dir(d), "dev"))
+			var major, minor uint32
+			if err == nil {
+				if _, err := fmt.Sscanf(string(b), "%d:%d", &major, &minor); err == nil {
+					return unix.Mkdev(major, minor)
+				}
+			}
+		}
+	}
+	t.Skip("this host has no control groups of block I/O, or no disk")
+	return 0
+}
+
+// groupLimit is the limit of memory of a control group, bytes.
+func groupLimit(t *testing.T, group string) uint64 {
+	t.Helper()
+	for _, path := range []string{"/sys/fs/cgroup/memory" + group + "/memory.limit_in_bytes", "/sys/fs/cgroup" + group + "/memory.max"} {
+		if b, err := os.ReadFile(path); err == nil {
+			n, err := strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			return n
+		}
+	}
+	t.Skip("this host has no control groups of memory")
+	return 0
+}
+
+// removeGroups removes an empty control group wherever there is one of this path.
+func removeGroups(path string) {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		all, _ := filepath.Glob(dir + path)
+		for _, d := range all {
+			os.Remove(d)
+		}
+	}
+}
+
+// With manisd, containers of bundles get machines that run already: sizes that the settings name, and those that were
+// asked for in vain before. Neither the end of manisd nor that of a machine that waits harms anybody.
+func TestBundlePool(t *testing.T) {
+	t.Parallel()
+	w := newBundles(t)
+	dir := w.bundle("b", "cat /proc/sys/kernel/random/uuid; head -c 16 /dev/urandom | od -An -tx1; ls /sys/class/net; hostname", func(s *specs.Spec) {
+		s.Hostname = "mine"
+	})
+	sleeps := w.bundle("s", "sleep 1000", nil)
+	d := w.startDaemon("--config", w.settings(`{"sizes": [{"waiting": 1, "engines": true}], "otherSizes": 0}`))
+	claims := func() (n int) {
+		for _, p := range w.pool() {
+			n, _ = strconv.Atoi(p.Claims)
+		}
+		return n
+	}
+	seen := map[string]bool{}
+	for i := range 3 {
+		w.awaitWaiting(1)
+		out := strings.Fields(w.ok("run", "--bundle", dir, fmt.Sprint("c", i)))
+		if len(out) < 4 || out[len(out)-1] != "mine" || out[len(out)-2] != "lo" {
+			t.Fatalf("it says %q", out)
+		}
+		for _, random := range []string{out[0], strings.Join(out[1:len(out)-2], " ")} {
+			if seen[random] {
+				t.Errorf("two containers drew %s", random)
+			}
+			seen[random] = true
+		}
+		if got := claims(); got != i+1 {
+			t.Errorf("%d machines were claimed, of %d", got, i+1)
+		}
+	}
+	w.awaitWaiting(1)
+	w.made("k", sleeps)
+	w.ok("start", "k")
+	if got := claims(); got != 4 {
+		t.Errorf("%d machines were claimed, of 4", got)
+	}
+	// One that waits and is dead is nobody's.
+	w.awaitWaiting(1)
+	d.end(unix.SIGKILL)
+	if w.state("k").Status != "running" {
+		t.Error("a container ended with manisd")
+	}
+	if out := w.ok("run", "--bundle", dir, "after"); !strings.Contains(out, "mine") {
+		t.Errorf("without manisd: %q", out)
+	}
+	// Its owner is the only one that is left.
+	owner := 0
+	eventually(t, "the others to end", func() bool {
+		all := w.processes()
+		for owner = range all {
+		}
+		return len(all) == 1
+	})
+	vm := childOf(owner)
+	if vm == 0 {
+		t.Fatalf("process %d has no machine", owner)
+	}
+	kill(t, vm)
+	w.await("k", "stopped")
+	w.ok("delete", "k")
+}
+
+// What a caller has open, a port that it keeps or a lock, is not kept open by what lives on.
+func TestBundleKeepsNoDescriptors(t *testing.T) {
+	t.Parallel()
+	w := newBundles(t)
+	dir := w.bundle("b", "sleep 1000", nil)
+	r, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd := w.command(context.Background(), "create", "--bundle", dir, "c")
+	cmd.ExtraFiles = []*os.File{theirs}
+	err = w.launch(cmd)
+	theirs.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.manis("delete", "--force", "c") })
+	r.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if n, err := r.Read(make([]byte, 1)); n != 0 || err != io.EOF {
+		t.Errorf("read %d bytes, %v: somebody has it open", n, err)
+	}
+}
+
+// TestBundleKilledCreate kills a runtime at more and more of its work. Whether it was done then or not: nothing runs on that nobody has
+// been told of, and what was told of can be removed.
+func TestBundleKilledCreate(t *testing.T) {
+	w := newBundles(t)
+	dir := w.bundle("b", "sleep 1000", nil)
+	w.made("warm", dir)
+	w.ok("delete", "--force", "warm")
+	eventually(t, "the first machine to end", func() bool { return len(w.processes()) == 0 })
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	done := 0
+	for n := 0; n < 16 && done == 0; n++ {
+		id := fmt.Sprintf("killed%d", n)
+		pidFile := filepath.Join(w.dir, id)
+		cmd := w.command(t.Context(), "create", "--bundle", dir, "--pid-file", pidFile, id)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = null, null, null
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(n) * 75 * time.Millisecond)
+		cmd.Process.Kill()
+		if cmd.Wait() == nil {
+			done++ // before it was killed
+		} else if _, err := os.Stat(pidFile); err != nil {
+			eventually(t, "what was made by a runtime that was killed after "+fmt.Sprint(n*75)+" ms to end", func() bool {
+				for _, line := range w.processes() {
+					if strings.Contains(line, "/pods/") {
+						return false
+					}
+				}
+				return true
+			})
+		}
+		w.ok("delete", "--force", id)
+		eventually(t, "everything of "+id+" to end", func() bool { return len(w.processes()) == 0 })
+	}
+	if done == 0 {
+		t.Log("no creation came to its end in time")
 	}
 }

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -86,17 +88,31 @@ func TestOutputHygiene(t *testing.T) {
 func TestDoctor(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	// It tries KVM anew and remembers what came of it, which other tests' containers would be told of.
+	w.ownCache()
 	r := w.manis("doctor")
 	if r.code != 0 {
 		t.Errorf("doctor on a host that runs containers: %s", r)
 	}
-	for _, want := range []string{"KVM", "TCG", "QEMU"} {
+	for _, want := range []string{"KVM", "TCG", "QEMU", "POLICY", "CONFIDENTIAL"} {
 		if !strings.Contains(strings.ToUpper(r.stdout), want) {
 			t.Errorf("doctor does not speak of %s:\n%s", want, r.stdout)
 		}
 	}
 	if strings.Contains(r.stdout, "\x1b") {
 		t.Error("colours where no terminal is")
+	}
+	wrong := filepath.Join(w.tmp, "policy.yaml")
+	if err := os.WriteFile(wrong, []byte("version: 1\nsize: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.setenv("MANIS_POLICY", wrong)
+	if r := w.manis("doctor"); r.code != 1 || !strings.Contains(r.stdout, wrong+": line 2") {
+		t.Errorf("doctor with a policy that cannot be read: %s", r)
+	}
+	w.setenv("MANIS_POLICY", "")
+	if err := os.Remove(wrong); err != nil {
+		t.Fatal(err)
 	}
 	// Without a QEMU it fails, and says what to install.
 	w.setenv("PATH", w.tmp)
@@ -137,7 +153,7 @@ func TestTraceShowsThePhases(t *testing.T) {
 		t.Errorf("the trace:\n%s", r.stderr)
 	}
 	// To programs it is one line.
-	r = w.manis("run", "--rm", "--trace=json", "box", "true")
+	r = w.manis("run", "--rm", "--accel", "tcg", "--trace=json", "box", "true")
 	var spans []trace.Span
 	if err := json.Unmarshal([]byte(r.stderr), &spans); err != nil || len(spans) < 10 || spans[0].Name != "run" || !spans[0].End.After(spans[0].Start) {
 		t.Errorf("%v: %s", err, r.stderr)

@@ -56,6 +56,14 @@ func TestHostMounts(t *testing.T) {
 			t.Errorf("after a change: %q", got)
 		}
 	})
+	t.Run("what programs do with files", func(t *testing.T) {
+		w := w.in(t)
+		if err := os.Mkdir(dir+"/habits", 0o777); err != nil {
+			t.Fatal(err)
+		}
+		habits(t, w.ok("exec", "c", "probe", "habits", "/dir/habits"))
+		left(t, dir+"/habits")
+	})
 	t.Run("single file", func(t *testing.T) {
 		w := w.in(t)
 		if got := w.sh("c", "cat /etc/single; echo changed >/etc/single"); got != "one file" {
@@ -311,4 +319,32 @@ func TestWritableLayer(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	})
+}
+
+// habits checks what the probe of that name says.
+func habits(t *testing.T, out string) {
+	t.Helper()
+	found := map[string]string{}
+	if err := json.Unmarshal([]byte(out), &found); err != nil || len(found) < 10 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	for name, result := range found {
+		if result != "done" {
+			t.Errorf("%s: %s", name, result)
+		}
+	}
+}
+
+// left checks that of the probe's files only those that it has not removed are on the host.
+func left(t *testing.T, dir string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 2 {
+		t.Errorf("on the host are %v, %v", entries, err)
+	}
+	for _, e := range entries {
+		if e.Type()&(os.ModeSocket|os.ModeNamedPipe) == 0 {
+			t.Errorf("%s is neither a socket nor a FIFO", e.Name())
+		}
+	}
 }

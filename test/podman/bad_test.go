@@ -2,6 +2,7 @@ package podman
 
 import (
 	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,4 +142,19 @@ func TestRefusals(t *testing.T) {
 	p.Fails(t, 125, "already in use", "run", "--name", "taken", "box", "true")
 	p.Fails(t, 126, "host's network", "run", "--rm", "--network", "host", "box", "true")
 	p.Fails(t, 255, "running containers", "exec", "taken", "true")
+}
+
+// Who asks for the host's network may have the user-mode one, by which the stage's loopback is not reached.
+func TestUserModeNetwork(t *testing.T) {
+	p := podman(t)
+	t.Parallel()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	run := []string{"run", "--rm", "--network", "host", "--annotation", "manis.network=user", "box"}
+	p.Prints(t, "192.168.127.1", append(run, "sh", "-c", "ip route | awk '/default/ {print $3}'")...)
+	p.Prints(t, "refused", append(run, "sh", "-c", "wget -q -O- http://192.168.127.1:"+strconv.Itoa(l.Addr().(*net.TCPAddr).Port)+" 2>/dev/null || echo refused")...)
+	p.Fails(t, 126, "want user", "run", "--rm", "--network", "host", "--annotation", "manis.network=host", "box", "true")
 }

@@ -230,6 +230,17 @@ func TestRestartPolicy(t *testing.T) {
 		return field(t, p, c, "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}") == "2 exited 3"
 	})
 	p.Prints(t, "run\nrun\nrun", "logs", c)
+
+	// Always means: until somebody stops it.
+	c = up(t, p, "--network", "none", "--restart", "always", "box", "sh", "-c", "sleep 0.2")
+	stage.Eventually(t, "several attempts", func() bool {
+		n, err := strconv.Atoi(field(t, p, c, "{{.RestartCount}}"))
+		return err == nil && n >= 2
+	})
+	p.OK(t, "stop", "-t", "0", c)
+	if got := field(t, p, c, "{{.State.Status}}"); got != "exited" {
+		t.Errorf("stopped, it is %s", got)
+	}
 }
 
 // Dockerfiles are built with their steps in machines.

@@ -11,21 +11,23 @@ import (
 )
 
 var verbs = map[string]func(args []string) error{
-	"tree":     tree,
-	"dial":     dial,
-	"serve":    serve,
-	"lookup":   lookup,
+	"tree":   tree,
+	"dial":   dial,
+	"serve":  serve,
+	"lookup": lookup,
+	"mapped": leaveMapped, "habits": habits,
 	"hold":     hold,
 	"fork":     fork,
 	"writable": writable,
 	"writefd":  writeFD,
 	"ids":      ids,
 	"secrets":  secrets,
+	"watch":    watch,
 }
 
 func main() {
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|hold|fork|writable|writefd|ids|secrets ...")
+		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|habits|mapped|hold|fork|writable|writefd|ids|secrets|watch ...")
 		os.Exit(2)
 	}
 	if err := verbs[os.Args[1]](os.Args[2:]); err != nil {

@@ -35,8 +35,13 @@ var installed = sync.OnceValues(func() (string, error) {
 		mode     os.FileMode
 	}{
 		{"bin/manis", "bin/manis", 0o755},
+		{"bin/manis-trust", "bin/manis-trust", 0o755},
+		{"bin/containerd-shim-manis-v2", "bin/containerd-shim-manis-v2", 0o755},
+		{"bin/manisd", "bin/manisd", 0o755},
 		{"guest/image/vmlinuz", "lib/manis/vmlinuz", 0o644},
 		{"guest/image/initramfs", "lib/manis/initramfs", 0o644},
+		{"guest/image/initramfs-confidential", "lib/manis/initramfs-confidential", 0o644},
+		{"guest/image/bzImage", "lib/manis/bzImage", 0o644},
 	} {
 		if err := copyFile(filepath.Join(top, f.from), filepath.Join(prefix, f.to), f.mode); err != nil {
 			return "", err

@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"manis/test/stage"
 )
 
 // suiteModule is the module of the tests. Its version and the checksums are in suite/go.mod and go.sum.
@@ -49,7 +51,7 @@ func build(ctx context.Context, top string) (*suite, error) {
 	if !ok {
 		return nil, fmt.Errorf("the module proxy has not given %s", suiteModule)
 	}
-	cache, err := cacheDir()
+	cache, err := stage.CacheDir()
 	if err != nil {
 		return nil, err
 	}
@@ -99,16 +101,4 @@ func load(dir string) (*suite, error) {
 	}
 	slices.Sort(s.tests)
 	return s, nil
-}
-
-// cacheDir is where what is built once is kept.
-func cacheDir() (string, error) {
-	if dir := os.Getenv("MANIS_CACHE"); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", err
-	}
-	return filepath.Join(dir, "manis"), nil
 }

@@ -290,7 +290,7 @@ func TestSaveWithoutPermission(t *testing.T) {
 	}
 	defer file.Close()
 	// No process may trace itself.
-	err = Save(os.Getpid(), file, file, Options{Given: []int{0}})
+	_, err = Save(os.Getpid(), file, file, Options{Given: []int{0}})
 	if err == nil || !strings.Contains(err.Error(), "ptrace_scope") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("%v", err)
 	}

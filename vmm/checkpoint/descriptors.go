@@ -19,37 +19,46 @@ type descriptor struct {
 }
 
 func readDescriptors(pid int) ([]descriptor, error) {
-	dir := fmt.Sprintf("/proc/%d/", pid)
-	entries, err := os.ReadDir(dir + "fd")
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		return nil, err
 	}
 	var all []descriptor
 	for _, e := range entries {
-		d := descriptor{info: map[string]string{}}
-		if d.fd, err = strconv.Atoi(e.Name()); err != nil {
+		fd, err := strconv.Atoi(e.Name())
+		if err != nil {
 			continue
 		}
-		if d.target, err = os.Readlink(dir + "fd/" + e.Name()); err != nil {
-			return nil, err
-		}
-		info, err := os.ReadFile(dir + "fdinfo/" + e.Name())
+		d, err := readDescriptor(pid, fd)
 		if err != nil {
 			return nil, err
 		}
-		for line := range strings.Lines(string(info)) {
-			name, value, _ := strings.Cut(line, ":")
-			d.info[name] = strings.TrimSpace(value)
-		}
-		flags, err := strconv.ParseUint(d.info["flags"], 8, 32)
-		if err != nil {
-			return nil, fmt.Errorf("read the flags of descriptor %d: %w", d.fd, err)
-		}
-		d.flags = int(flags)
 		all = append(all, d)
 	}
 	slices.SortFunc(all, func(a, b descriptor) int { return a.fd - b.fd })
 	return all, nil
+}
+
+func readDescriptor(pid, fd int) (descriptor, error) {
+	d := descriptor{fd: fd, info: map[string]string{}}
+	var err error
+	if d.target, err = os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, fd)); err != nil {
+		return d, err
+	}
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+	if err != nil {
+		return d, err
+	}
+	for line := range strings.Lines(string(info)) {
+		name, value, _ := strings.Cut(line, ":")
+		d.info[name] = strings.TrimSpace(value)
+	}
+	flags, err := strconv.ParseUint(d.info["flags"], 8, 32)
+	if err != nil {
+		return d, fmt.Errorf("read the flags of descriptor %d: %w", d.fd, err)
+	}
+	d.flags = int(flags)
+	return d, nil
 }
 
 // descriptors adds what makes the descriptors again that are not given, in ascending order: each step takes
@@ -88,7 +97,8 @@ func (p *plan) descriptors(all []descriptor, given []int, replaced map[string]st
 // descriptor adds the step that makes one descriptor.
 func (p *plan) descriptor(d descriptor, replaced map[string]string) (*step, error) {
 	flags := uint64(d.flags & (unix.O_CLOEXEC | unix.O_NONBLOCK))
-	if path, ok := replaced[d.target]; ok {
+	// Whoever has continued the process may have removed the file since.
+	if path, ok := replaced[strings.TrimSuffix(d.target, " (deleted)")]; ok {
 		return p.call("open "+path, unix.SYS_OPENAT, cwd, p.cstring(path), unix.O_RDONLY|unix.O_CLOEXEC), nil
 	}
 	switch {
@@ -117,6 +127,8 @@ func (p *plan) descriptor(d descriptor, replaced map[string]string) (*step, erro
 		}
 		none := ^uint64(0)
 		return p.call("make a signalfd", unix.SYS_SIGNALFD4, none, p.put(b, 8), 8, flags), nil
+	case below(p.keep, d.target):
+		return p.file(d)
 	case strings.HasPrefix(d.target, "/") && d.flags&unix.O_DIRECTORY != 0:
 		// A directory is opened again, whatever is there then.
 		keep := uint64(d.flags) & (unix.O_ACCMODE | unix.O_DIRECTORY | unix.O_PATH | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW)

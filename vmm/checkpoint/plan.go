@@ -72,6 +72,11 @@ type plan struct {
 	steps []step
 	data  bytes.Buffer
 	texts map[string][2]uint64
+	pid   int // of the saved process
+	// pagesFD is the descriptor of the file of the pages.
+	pagesFD uint64
+	keep    string // see Options.Keep
+	files   []File // that are opened again
 }
 
 // put adds bytes to the data, at a multiple of align, and returns their address.

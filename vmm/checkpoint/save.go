@@ -16,9 +16,12 @@ import (
 // PagesPath is where the resumer finds the file of the pages, in its own root directory.
 const PagesPath = "/pages"
 
-// pagesFD is where the resumer keeps that file open for a moment; above all descriptors of
-// the process.
-const pagesFD = 400
+// The resumer keeps that file open for a moment, above all descriptors of the process: at lowestPages or
+// above, and so they are below highestPages.
+const (
+	lowestPages  = 400
+	highestPages = 16 << 10
+)
 
 // Options say what of a process is not to be put back as it is.
 type Options struct {
@@ -28,6 +31,9 @@ type Options struct {
 	// Replaced are files, by their paths in the process's root, in whose place another one is
 	// opened for reading.
 	Replaced map[string]string
+	// Keep is a directory in the process's root. What the process has open below it, or itself,
+	// is opened again by its path when the process is continued. Empty: of files nothing is.
+	Keep string
 	// Filter is a seccomp program, an array of struct sock_filter, that is installed before
 	// the process goes on; the saved process's own filters cannot be read. Nil: none.
 	Filter []byte
@@ -35,24 +41,27 @@ type Options struct {
 
 // Save stops a process, writes its pages to pages, an empty file, and the program that continues it
 // to resumer, and lets it go on. The process must be one that the caller may trace, and be quiet: what
-// happens between its system calls and other processes is not saved.
-func Save(pid int, pages, resumer io.Writer, o Options) error {
+// happens between its system calls and other processes is not saved. It returns what is opened again below
+// Options.Keep.
+func Save(pid int, pages, resumer io.Writer, o Options) ([]File, error) {
 	if runtime.GOARCH != "amd64" {
-		return errors.ErrUnsupported
+		return nil, errors.ErrUnsupported
 	}
+	p := &plan{pid: pid, keep: o.Keep}
 	done := make(chan error, 1)
 	go func() {
 		// Only the thread that traces may ask, and it is not to be used for anything else then.
 		runtime.LockOSThread()
-		done <- save(pid, pages, resumer, o)
+		done <- p.save(pages, resumer, o)
 	}()
 	if err := <-done; err != nil {
-		return fmt.Errorf("save process %d: %w", pid, err)
+		return nil, fmt.Errorf("save process %d: %w", pid, err)
 	}
-	return nil
+	return p.files, nil
 }
 
-func save(pid int, pages, resumer io.Writer, o Options) error {
+func (p *plan) save(pages, resumer io.Writer, o Options) error {
+	pid := p.pid
 	file, ok := pages.(*os.File)
 	if !ok || len(o.Given) == 0 {
 		return errors.New("no file for its pages, or no descriptors")
@@ -99,11 +108,13 @@ func save(pid int, pages, resumer io.Writer, o Options) error {
 	if err != nil {
 		return err
 	}
-	if all[len(all)-1].fd >= pagesFD {
-		return fmt.Errorf("it has descriptors beyond %d", pagesFD)
+	last := all[len(all)-1].fd
+	if last >= highestPages {
+		return fmt.Errorf("it has descriptors beyond %d", highestPages)
 	}
+	p.pagesFD = uint64(max(last+1, lowestPages))
 
-	p := &plan{base: newBase(areas)}
+	p.base = newBase(areas)
 	// The kernel's areas first: they must not be mapped over before they are moved.
 	p.kernels(areas)
 	if err := p.memory(t, withoutResumer(areas, earlier), o.Given, layout.startArgs, file); err != nil {
@@ -275,7 +286,7 @@ func (p *plan) memory(t *tracee, areas []area, given []int, words uint64, file *
 	}
 	s := p.call("open "+PagesPath, unix.SYS_OPENAT, cwd, p.cstring(PagesPath), unix.O_RDONLY|unix.O_CLOEXEC)
 	s.flags, s.wanted = checked, uint64(lowest)
-	p.call("place "+PagesPath, unix.SYS_DUP3, uint64(lowest), pagesFD, unix.O_CLOEXEC)
+	p.call("place "+PagesPath, unix.SYS_DUP3, uint64(lowest), p.pagesFD, unix.O_CLOEXEC)
 	p.call("place "+PagesPath, unix.SYS_CLOSE, uint64(lowest))
 	w := &pageWriter{file: file}
 	for i, a := range areas {
@@ -302,7 +313,7 @@ func (p *plan) memory(t *tracee, areas []area, given []int, words uint64, file *
 	if err := file.Truncate(w.at); err != nil {
 		return err
 	}
-	p.call("close "+PagesPath, unix.SYS_CLOSE, pagesFD)
+	p.call("close "+PagesPath, unix.SYS_CLOSE, p.pagesFD)
 	return nil
 }
 
@@ -329,11 +340,11 @@ func (p *plan) area(t *tracee, a area, start, words uint64, w *pageWriter) error
 	for _, piece := range pieces {
 		if n := piece.end - piece.start; piece.start <= words && words < piece.end && n < stackRoom && a.prot&unix.PROT_WRITE != 0 {
 			p.call(what, unix.SYS_MMAP, piece.start, n, uint64(a.prot), private|unix.MAP_ANONYMOUS, ^uint64(0))
-			s := p.call(what, unix.SYS_PREAD64, pagesFD, piece.start, n, uint64(piece.offset))
+			s := p.call(what, unix.SYS_PREAD64, p.pagesFD, piece.start, n, uint64(piece.offset))
 			s.flags, s.wanted = checked, n
 			continue
 		}
-		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), private, pagesFD, uint64(piece.offset))
+		p.call(what, unix.SYS_MMAP, piece.start, piece.end-piece.start, uint64(a.prot), private, p.pagesFD, uint64(piece.offset))
 	}
 	return nil
 }

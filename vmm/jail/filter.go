@@ -10,6 +10,16 @@ import (
 	"manis/seccomp"
 )
 
+// filters are the seccomp programs for a list of calls, in the order in which they are installed: the kernel asks the last one
+// first, and of two that refuse a call takes its answer.
+func filters(c *Calls) ([]seccomp.Filter, error) {
+	if c == nil {
+		f, err := filter()
+		return []seccomp.Filter{f}, err
+	}
+	return []seccomp.Filter{c.allow, c.quiet}, nil
+}
+
 // forbidden are system calls that a program which only computes, and reads and
 // writes descriptors and files it was given, never needs. Most of them need a
 // privilege that a jailed process has not; forbidding them as well keeps the
@@ -43,7 +53,7 @@ var newNamespaces = []uint64{
 	unix.CLONE_NEWUTS, unix.CLONE_NEWNET, unix.CLONE_NEWCGROUP,
 }
 
-// filter is the jail's seccomp program, in force before the jailed program
+// filter is the seccomp program for programs of which no list of calls was made. Like those of a list it is in force before the program
 // executes its first instruction.
 var filter = sync.OnceValues(func() (seccomp.Filter, error) {
 	eperm, enosys := uint(unix.EPERM), uint(unix.ENOSYS)

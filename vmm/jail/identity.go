@@ -2,7 +2,6 @@ package jail
 
 import (
 	"fmt"
-	"hash/fnv"
 	"os"
 	"slices"
 	"strconv"
@@ -19,7 +18,7 @@ import (
 // Started by an ordinary user, or without shares by a root that is not the host's, it remains that user for the
 // host, whose ID is the only one in its user namespace, and has no capability.
 //
-// Started by root without shares it becomes c.User, an ID that nobody else has,
+// Started by root without shares of others' files it becomes a user that no other running jail has (users.go),
 // which again is the only one in its user namespace, without capabilities.
 //
 // Started with shares by root, or by root of a user namespace that holds several IDs as under rootless Podman, it has to serve files of every owner, as a
@@ -46,21 +45,21 @@ const (
 
 func identify(c *Config) identity {
 	host, of := privileged()
-	shares := slices.ContainsFunc(c.Shares, Share.used)
+	shares := slices.ContainsFunc(c.Shares, Share.foreign)
 	if !host && (!of || !shares) {
 		return identity{uid: uint32(os.Geteuid()), gid: uint32(os.Getegid())}
 	}
-	id := identity{root: true, uid: c.User, gid: c.User}
+	id := identity{root: true, every: shares}
 	for _, s := range c.Shares {
 		if s.Grows {
-			id.every, id.uid, id.gid = true, 0, 0
 			id.caps |= writeFiles
 		}
 		for _, e := range s.Entries {
-			id.every, id.uid, id.gid = true, 0, 0
-			if e.ReadOnly {
+			switch {
+			case e.Own:
+			case !e.mayWrite(false):
 				id.caps |= readFiles
-			} else {
+			default:
 				id.caps |= writeFiles
 			}
 		}
@@ -173,19 +172,3 @@ var lastCapability = sync.OnceValue(func() int {
 	}
 	return unix.CAP_LAST_CAP
 })
-
-// The host's user IDs for jails that root starts: a range that systemd's
-// registry of IDs (docs/UIDS-GIDS.md) leaves unused, above those of containers.
-const (
-	firstUser = 0x70000000
-	users     = 0x0fff0000
-)
-
-// UserFor returns the user ID for the sandbox with this unique name: two of
-// them share none, so that they share no per-user limit or keyring either. A
-// collision, which is improbable, harms nothing else.
-func UserFor(name string) uint32 {
-	h := fnv.New32a()
-	h.Write([]byte(name))
-	return firstUser + h.Sum32()%users
-}

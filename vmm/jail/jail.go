@@ -43,9 +43,11 @@ type Config struct {
 	Dir string
 	// KVM gives access to /dev/kvm.
 	KVM bool
-	// User is the host's user and group for the process when root starts it
-	// without Shares; see UserFor. Ignored for ordinary users.
-	User uint32
+	// Name is the sandbox's, and unique: where the search begins for a user of the host's that no other jail has. It is of no
+	// meaning for ordinary users, whose jails are theirs, and with Shares of others' files, which root's jail serves as user 0.
+	Name string
+	// Calls are the system calls that the program may make. Nil: all but those that no jailed program may make.
+	Calls *Calls
 	// Group is the control group of the process. A host that does not permit it
 	// is no error; Verify tells.
 	Group cgroup.Config
@@ -79,7 +81,18 @@ type Share struct {
 type Entry struct {
 	Name, Host     string
 	ReadOnly, File bool
+	// Own is a directory made for the process alone, which is given to its user, whoever that is.
+	Own bool
+	// WritableBelow: ReadOnly is for Host's own mount, those below it stay what they are.
+	WritableBelow bool
+	// Follows: mounts that are made or taken away below Host later are so here, too. Only entries that Add adds do.
+	Follows bool
+	// IDs maps owners; nil: they are what they are. Only for entries that Add adds.
+	IDs *IDMap
 }
+
+// mayWrite reports whether something of it may be written to: its own mount, or any.
+func (e *Entry) mayWrite(own bool) bool { return !e.ReadOnly || !own && e.WritableBelow }
 
 // namespaces are those that every jail has of its own. The user namespace is
 // entered at another moment by root.
@@ -94,15 +107,21 @@ var environment = []string{"LD_LIBRARY_PATH=" + LibraryDir}
 type Process struct {
 	*launch.Process
 	identity identity
+	claim    *claim // nil: it has a user that others may have
 	open     bool
 	// entries are the names in the root directory.
 	entries []string
-	// readOnly says of every share's mount point whether it is.
+	// shown are the entries and writable files by their mount points.
 	mu        sync.Mutex
-	readOnly  map[string]bool
+	shown     map[string]Entry
 	group     *cgroup.Group
-	groupless string // why there is no group
-	lender    *lender
+	groupless string   // why there is no group
+	answers   *answers // nil: no call is answered
+	// filters is the number of seccomp filters that it has from the beginning, calls what they allow.
+	filters int
+	calls   *Calls
+	// fenced is what Landlock is asked for, fenceless why nothing is.
+	fenced, fenceless string
 }
 
 // Start starts the process and returns when it executes the program.
@@ -118,17 +137,30 @@ func Start(c Config) (_ *Process, err error) {
 			j.group.Remove()
 		}
 	}()
-	if lent := lentFiles(c.Files); len(lent) > 0 && !c.Open {
-		if j.lender, err = newLender(lent); err != nil {
+	if err := j.become(&c); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			j.claim.release()
+		}
+	}()
+	id := j.identity
+	lender := newLender(c.Files)
+	var special *special
+	if slices.ContainsFunc(c.Shares, Share.foreign) {
+		special = newSpecial(id)
+	}
+	if !c.Open && (lender != nil || special != nil) {
+		if j.answers, err = newAnswers(lender, special); err != nil {
 			return nil, err
 		}
 		defer func() {
 			if err != nil {
-				j.lender.end()
+				j.answers.end()
 			}
 		}()
 	}
-	id := j.identity
 	p := new(launch.Program)
 	defer p.Release()
 	attr := launch.Attr{}
@@ -189,25 +221,32 @@ func Start(c Config) (_ *Process, err error) {
 		}
 	}
 	p.Files(fds)
-	env := []string(nil)
-	if !c.Open {
-		if j.lender != nil {
-			f, err := lendFilter()
-			if err != nil {
-				return nil, err
-			}
-			p.SeccompNotify(f, j.lender.sock[1])
-		}
-		f, err := filter()
-		if err != nil {
-			return nil, err
-		}
-		p.Seccomp(f.Program, f.Flags)
-		env = environment
-	}
 	program := c.Program
 	if c.Closure != nil {
 		program = c.Closure.Program
+	}
+	env := []string(nil)
+	if !c.Open {
+		j.fence(p, &c, program)
+		if j.answers != nil {
+			f, err := j.answers.filter()
+			if err != nil {
+				return nil, err
+			}
+			p.SeccompNotify(f, j.answers.sock[1])
+		}
+		list, err := filters(c.Calls)
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range list {
+			p.Seccomp(f.Program, f.Flags)
+		}
+		j.filters, j.calls = len(list), c.Calls
+		if j.answers != nil {
+			j.filters++
+		}
+		env = environment
 	}
 	p.Exec([]string{program}, append([]string{program}, c.Args...), env)
 
@@ -218,8 +257,8 @@ func Start(c Config) (_ *Process, err error) {
 		j.group.Remove()
 		j.group = nil
 	}
-	if j.lender != nil {
-		if err := j.lender.begin(); err != nil {
+	if j.answers != nil {
+		if err := j.answers.begin(); err != nil {
 			j.Signal(unix.SIGKILL)
 			j.Process.Release()
 			return nil, err
@@ -228,23 +267,52 @@ func Start(c Config) (_ *Process, err error) {
 	return j, nil
 }
 
-// StopLending ends the answers to the process's opens: it has what it needs.
+// StopLending lends no file any more: the process has what it needs.
 func (j *Process) StopLending() {
-	if j.lender != nil {
-		j.lender.end()
+	switch a := j.answers; {
+	case a == nil:
+	case a.special == nil:
+		a.end()
+	case a.lender != nil:
+		a.lender.over.Store(true)
 	}
 }
 
 // Release frees what belongs to the process, which must have ended.
 func (j *Process) Release() error {
 	j.Process.Release()
-	j.StopLending()
+	j.claim.release()
+	if j.answers != nil {
+		j.answers.end()
+	}
 	if j.group == nil {
 		return nil
 	}
 	g := j.group
 	j.group, j.groupless = nil, "removed"
 	return g.Remove()
+}
+
+// become claims a user where the process gets one of its own, and gives it what is to be its own.
+func (j *Process) become(c *Config) error {
+	id := &j.identity
+	if !id.root || id.every || c.Open {
+		return nil
+	}
+	var err error
+	if j.claim, err = claimUser(c.Name); err != nil {
+		return err
+	}
+	id.uid, id.gid = j.claim.uid, j.claim.uid
+	for _, s := range c.Shares {
+		for _, e := range s.Entries {
+			if err := os.Lchown(e.Host, int(id.uid), int(id.gid)); err != nil {
+				j.claim.release()
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // furnish builds the root: a tmpfs mounted over Dir, which becomes the working
@@ -277,7 +345,7 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			}
 		}
 	}
-	if slices.ContainsFunc(c.Shares, Share.used) {
+	if slices.ContainsFunc(c.Shares, Share.foreign) {
 		// A 9p server reaches extended attributes through /proc/self/fd. Its
 		// own PID namespace shows it nobody but itself.
 		r.mkdir("/proc")
@@ -290,11 +358,11 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 	if c.KVM {
 		id.bindDevice(p)
 	}
-	j.entries, j.readOnly = r.top(), map[string]bool{}
+	j.entries, j.shown = r.top(), map[string]Entry{}
 	for _, f := range c.Files {
 		if f.Writable {
 			target := r.relative(f.Inside)
-			j.readOnly[f.Inside] = false
+			j.shown[f.Inside] = Entry{}
 			p.Mount(f.Host, target, "", unix.MS_BIND, "")
 			setattr(p, target, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
 		}
@@ -302,14 +370,14 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {
 			inside := filepath.Join(SharesDir, s.Name, e.Name)
-			j.readOnly[inside] = e.ReadOnly
+			j.shown[inside] = e
 			target := r.relative(inside)
 			p.Mount(e.Host, target, "", unix.MS_BIND|unix.MS_REC, "")
-			flags := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC)
-			if e.ReadOnly {
-				flags |= unix.MOUNT_ATTR_RDONLY
+			all, own := e.flags()
+			setattr(p, target, all)
+			if own != 0 {
+				setOwn(p, target, own)
 			}
-			setattr(p, target, flags)
 		}
 	}
 }
@@ -338,11 +406,30 @@ func checked(pid int, files []File) error {
 // setattr sets flags on the mount at path and all below it. It only ever
 // adds flags, so those that a user namespace must keep are kept.
 func setattr(p *launch.Program, path string, flags uint64) {
+	setMount(p, path, unix.AT_RECURSIVE, flags)
+}
+
+// setOwn sets them on the mount at path alone.
+func setOwn(p *launch.Program, path string, flags uint64) { setMount(p, path, 0, flags) }
+
+// flags are those of an entry's mounts: of all, and of its own besides.
+func (e *Entry) flags() (all, own uint64) {
+	all = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+	switch {
+	case e.ReadOnly && e.WritableBelow:
+		own = unix.MOUNT_ATTR_RDONLY
+	case e.ReadOnly:
+		all |= unix.MOUNT_ATTR_RDONLY
+	}
+	return all, own
+}
+
+func setMount(p *launch.Program, path string, which int, flags uint64) {
 	attr := make([]byte, 32) // struct mount_attr: set, clear, propagation, userns_fd
 	for i := range 8 {
 		attr[i] = byte(flags >> (8 * i))
 	}
-	p.Call("protect "+path, unix.SYS_MOUNT_SETATTR, unix.AT_FDCWD, path, unix.AT_RECURSIVE, attr, len(attr))
+	p.Call("protect "+path, unix.SYS_MOUNT_SETATTR, unix.AT_FDCWD, path, which, attr, len(attr))
 }
 
 // room adds files to the root that is the working directory.
@@ -406,8 +493,10 @@ func (r *room) place(inside string) string {
 	return target
 }
 
-// used reports whether there is something in a share, or may come to be.
-func (s Share) used() bool { return len(s.Entries) > 0 || s.Grows }
+// foreign reports whether a share holds files of others, or may come to.
+func (s Share) foreign() bool {
+	return s.Grows || slices.ContainsFunc(s.Entries, func(e Entry) bool { return !e.Own })
+}
 
 func sortedKeys(m map[string]string) []string {
 	keys := make([]string, 0, len(m))

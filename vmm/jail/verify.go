@@ -42,7 +42,7 @@ func (p *Process) Verify() ([]Fact, error) {
 	v := verifier{dir: "/proc/" + strconv.Itoa(p.PID), p: p}
 	v.status, v.err = readStatus(v.dir + "/status")
 	for _, check := range []func() Fact{
-		v.root, v.mounts, v.namespaces, v.user, v.capabilities, v.privileges, v.filters, v.network, v.limits, v.environment, v.group,
+		v.root, v.mounts, v.namespaces, v.user, v.capabilities, v.privileges, v.filters, v.landlock, v.network, v.limits, v.environment, v.starter, v.group,
 	} {
 		f := check()
 		v.facts = append(v.facts, f)
@@ -130,9 +130,9 @@ func (v *verifier) mounts() Fact {
 func (p *Process) mayWrite(point string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for target, readOnly := range p.readOnly {
+	for target, e := range p.shown {
 		if point == target || strings.HasPrefix(point, target+"/") {
-			return !readOnly
+			return e.mayWrite(point == target)
 		}
 	}
 	return false
@@ -176,6 +176,13 @@ func (v *verifier) user() Fact {
 	if id.every {
 		return fact("user", err, "%d, in a user namespace with all users, for the shares", id.uid)
 	}
+	switch c := v.p.claim; {
+	case c == nil: // its starter's
+	case c.file == nil:
+		return fact("user", err, "%d, the only one in its user namespace, perhaps also another jail's: %s", id.uid, c.why)
+	default:
+		return fact("user", err, "%d, no other jail's, the only one in its user namespace", id.uid)
+	}
 	return fact("user", err, "%d, the only one in its user namespace", id.uid)
 }
 
@@ -209,10 +216,15 @@ func (v *verifier) filters() Fact {
 		err = errors.New("every system call is allowed")
 	}
 	n, ok := v.status["Seccomp_filters"]
-	if !ok {
+	if !ok { // before Linux 5.10
 		n = "unknown number of"
+	} else if k, e := strconv.Atoi(n); err == nil && (e != nil || k < v.p.filters) {
+		err = fmt.Errorf("%s filters, not %d", n, v.p.filters)
 	}
-	return fact("system calls", err, "seccomp, %s filters", n)
+	if c := v.p.calls; c != nil {
+		return fact("system calls", err, "seccomp, %s filters: %d allowed, others fail and are logged", n, len(c.names))
+	}
+	return fact("system calls", err, "seccomp, %s filters: %d forbidden", n, len(forbidden))
 }
 
 // network looks through the process's own view of its network namespace.

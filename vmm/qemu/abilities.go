@@ -89,8 +89,13 @@ func (d *Driver) Abilities(ctx context.Context) (_ Abilities, err error) {
 		conn.Close()
 		return a, err
 	}
+	may, err := calls()
+	if err != nil {
+		conn.Close()
+		return a, err
+	}
 	p, err := jail.Start(jail.Config{
-		Closure: d.install.Closure, Dir: dir, User: jail.UserFor(dir),
+		Closure: d.install.Closure, Dir: dir, Calls: may, Name: dir,
 		Descriptors: []*os.File{null, errW, errW, theirs},
 		Args:        append([]string{"-machine", "none", "-chardev", "socket,id=qmp,fd=3", "-mon", "chardev=qmp,mode=control"}, always...),
 	})

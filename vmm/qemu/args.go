@@ -64,7 +64,7 @@ var always = []string{
 }
 
 // arguments returns QEMU's command line and the descriptors from fdFree on.
-func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.File, error) {
+func arguments(c *vmm.Config, in *Installation, tscKHz int, tpm *os.File) ([]string, []*os.File, error) {
 	var files []*os.File
 	inherit := func(f *os.File) int {
 		files = append(files, f)
@@ -80,12 +80,18 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 	case c.MemoryFile != "":
 		memory = fmt.Sprintf("memory-backend-file,id=ram,size=%dM,share=on,mem-path=%s", mib, memoryPath)
 	}
+	// Memory that may be added later has addresses, but nothing else.
+	size := fmt.Sprintf("size=%dM", mib)
+	if c.MaxMemoryBytes > c.MemoryBytes {
+		size += fmt.Sprintf(",maxmem=%dM", c.MaxMemoryBytes>>20)
+	}
 	a := append(slices.Clone(always),
-		"-no-reboot", "-bios", in.bios(),
+		"-no-reboot", "-bios", bios(c, in),
 		"-machine", "q35,memory-backend=ram,dump-guest-core=off,usb=off,sata=off,smbus=off,graphics=off,vmport=off,i8042=off,hpet=off",
-		"-m", fmt.Sprintf("size=%dM", mib),
+		"-m", size,
 		"-object", memory,
-		"-smp", strconv.Itoa(max(c.VCPUs, 1)),
+		// All that there may ever be: see spares.
+		"-smp", strconv.Itoa(max(c.VCPUs, 1)+spares(c)),
 	)
 	for _, dir := range in.firmwareDirs(c.Unjailed) {
 		a = append(a, "-L", dir)
@@ -93,16 +99,25 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 	if c.Accel == vmm.AccelKVM {
 		a = append(a, "-accel", "kvm", "-cpu", "host")
 	} else {
-		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", max(c.CodeCache>>20, translationCache)), "-cpu", emulatedCPU)
+		a = append(a, "-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", max(c.CodeCache>>20, translationCache)+uint64(spares(c))*spareCache), "-cpu", emulatedCPU)
 	}
 	a = append(a,
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP), "-mon", "chardev=qmp,mode=control",
 		"-device", "pvpanic",
-		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole), "-device", "isa-serial,chardev=console",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole),
 		"-device", "virtio-serial-pci,max_ports=2,disable-legacy=on",
 		"-chardev", fmt.Sprintf("socket,id=agent,fd=%d", fdAgent), "-device", "virtserialport,id=agent,chardev=agent,name="+AgentPort,
-		"-device", "virtio-rng-pci,disable-legacy=on",
+		// A bridge has room for what is plugged into it later if something is there when the guest's kernel boots: it
+		// makes the windows at least 1 MiB large, which is 50 network interfaces.
+		"-device", "pci-bridge,id="+plugBus+",chassis_nr=1",
 	)
+	if c.Firmware == "" {
+		a = append(a, "-device", "isa-serial,chardev=console", "-device", "virtio-rng-pci,disable-legacy=on,addr=1,bus="+plugBus)
+	} else {
+		a = append(a,
+			"-chardev", fmt.Sprintf("socket,id=tpm,fd=%d", inherit(tpm)), "-tpmdev", "emulator,id=tpm,chardev=tpm",
+			"-device", "tpm-crb,tpmdev=tpm")
+	}
 	for i, d := range c.Disks {
 		if d.File != nil {
 			a = append(a, "-add-fd", fmt.Sprintf("fd=%d,set=%d", inherit(d.File), i+1))
@@ -117,19 +132,15 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 			// stop it without a word.
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=disk%d,serial=%s,write-cache=on,rerror=report,werror=report,disable-legacy=on", i, d.Serial))
 	}
-	for i, n := range nics(c) {
-		id := "net"
-		if i > 0 {
-			id = fmt.Sprintf("net%d", i)
-		}
+	if n := c.NIC; n != nil {
 		fd := inherit(n.File())
-		back := fmt.Sprintf("stream,id=%s,server=off,addr.type=fd,addr.str=%d", id, fd)
+		back := fmt.Sprintf("stream,id=net,server=off,addr.type=fd,addr.str=%d", fd)
 		if n.Tap != nil {
-			back = fmt.Sprintf("tap,id=%s,fd=%d,vhost=off", id, fd)
+			back = fmt.Sprintf("tap,id=net,fd=%d,vhost=off", fd)
 		}
 		a = append(a,
 			"-netdev", back,
-			"-device", "virtio-net-pci,netdev="+id+",romfile=,disable-legacy=on,guest_announce=off,mac="+n.MAC)
+			"-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on,guest_announce=off,mac="+n.MAC)
 	}
 	for i, s := range c.Shares {
 		model := "none"
@@ -154,17 +165,31 @@ func arguments(c *vmm.Config, in *Installation, tscKHz int) ([]string, []*os.Fil
 	return append(a, "-append", cmdline(c, tscKHz)), files, nil
 }
 
-// nics are the network interfaces.
-func nics(c *vmm.Config) []vmm.NIC {
-	if c.NIC == nil {
-		return nil
+// bios is the firmware that the machine starts with.
+func bios(c *vmm.Config, in *Installation) string {
+	if c.Firmware != "" {
+		return firmwareFile
 	}
-	return append([]vmm.NIC{*c.NIC}, c.MoreNICs...)
+	return in.bios()
 }
+
+// spareCache is what a processor that is not in use holds of the memory for translated code, in MiB, without touching it.
+const spareCache = 2
+
+// spares is how many processors the machine has that its guest does not use until the machine grows: they stand and cost a thread
+// each. Processors that are plugged in later would be neater, but QEMU 7.2 has ended when one came, by its sources as all of the memory for translated
+// code was in use (tcg_region_initial_alloc), which it is after some work.
+func spares(c *vmm.Config) int { return max(0, c.MaxVCPUs-max(c.VCPUs, 1)) }
 
 // cmdline is the kernel's command line.
 func cmdline(c *vmm.Config, tscKHz int) string {
-	words := []string{"console=ttyS0", "panic=-1", "reboot=t", "quiet"}
+	words := []string{"panic=-1", "reboot=t", "quiet"}
+	if c.Firmware == "" {
+		words = append([]string{"console=ttyS0"}, words...)
+	}
+	if spares(c) > 0 {
+		words = append(words, fmt.Sprintf("maxcpus=%d", max(c.VCPUs, 1)))
+	}
 	if c.Accel != vmm.AccelKVM {
 		// Emulated code cannot be observed by speculation, so the guest's guards
 		// against it only cost. Its TSC is the host's; a watchdog that compares it

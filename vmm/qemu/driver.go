@@ -83,15 +83,9 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		c.Accel = vmm.AccelTCG
 	}
 	v := &machine{begun: begun, done: make(chan struct{}), listening: make(chan struct{}), running: make(chan struct{})}
-	c.MoreNICs = slices.Clone(c.MoreNICs)
-	for i := range len(nics(&c)) {
-		n := c.NIC
-		if i > 0 {
-			n = &c.MoreNICs[i-1]
-		}
-		if n.File() != nil {
-			continue
-		}
+	v.grown.turn = make(chan struct{}, 1)
+	v.grown.turn <- struct{}{}
+	if c.NIC != nil && c.NIC.File() == nil {
 		// What the guest sends fills a buffer that nobody empties.
 		conn, theirs, err := pair()
 		if err != nil {
@@ -99,11 +93,7 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 		}
 		defer theirs.Close()
 		v.conns = append(v.conns, conn)
-		if i == 0 {
-			c.NIC = &vmm.NIC{MAC: n.MAC, Conn: theirs}
-		} else {
-			n.Conn = theirs
-		}
+		c.NIC = &vmm.NIC{MAC: c.NIC.MAC, Conn: theirs}
 	}
 	if c.Saved != nil {
 		err := v.resume(ctx, d.install, c)
@@ -122,7 +112,18 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 			return nil, fmt.Errorf("%w: read the state of the frozen machine: %w", vmm.ErrConfig, err)
 		}
 	}
-	args, files, err := arguments(&c, d.install, d.tscKHz)
+	var tpm *os.File
+	if c.Firmware != "" {
+		if c.RunDir == "" {
+			return nil, errors.Join(fmt.Errorf("%w: a measured machine needs a directory for its TPM", vmm.ErrConfig), v.release())
+		}
+		var err error
+		if v.tpm, tpm, err = startTPM(c.RunDir); err != nil {
+			return nil, errors.Join(err, v.release())
+		}
+		defer tpm.Close()
+	}
+	args, files, err := arguments(&c, d.install, d.tscKHz, tpm)
 	if err != nil {
 		v.release()
 		return nil, err
@@ -151,7 +152,7 @@ func (d *Driver) Start(ctx context.Context, c vmm.Config) (vmm.VM, error) {
 // checkPaths says of a missing file which one it is; inside the jail's
 // set-up it would be the failure of a mount. It makes paths absolute.
 func checkPaths(c *vmm.Config) error {
-	for what, path := range map[string]*string{"kernel": &c.Kernel, "initial file system": &c.Initrd, "memory": &c.MemoryFile} {
+	for what, path := range map[string]*string{"kernel": &c.Kernel, "initial file system": &c.Initrd, "firmware": &c.Firmware, "memory": &c.MemoryFile} {
 		if *path == "" || c.Frozen != nil || c.Saved != nil {
 			continue
 		}
@@ -180,6 +181,14 @@ func checkPaths(c *vmm.Config) error {
 		}
 	}
 	return nil
+}
+
+// Cmdline is the kernel's command line of a machine, as it is measured where firmware does that.
+func (d *Driver) Cmdline(c vmm.Config) (string, error) {
+	if err := d.Prepare(); err != nil {
+		return "", err
+	}
+	return cmdline(&c, d.tscKHz), nil
 }
 
 // exists checks that what an entry names is there and is what it says.

@@ -29,13 +29,13 @@ func (d *Driver) Fingerprint(c vmm.Config) (key string, inputs map[string]string
 	}
 	c.MemoryFile, c.Frozen, c.Saved, c.CodeCache = memoryPath, nil, nil, 0
 	tap := c.NIC != nil && c.NIC.Tap != nil
-	c.Disks, c.NIC, c.MoreNICs = slices.Clone(c.Disks), nil, nil
+	c.Disks, c.NIC = slices.Clone(c.Disks), nil
 	for i := range c.Disks {
 		c.Disks[i].File = nil
 	}
 	// The frequency of the clock is measured, each time a little differently.
 	const coarse = 50_000
-	args, _, err := arguments(&c, d.install, (d.tscKHz+coarse/2)/coarse*coarse)
+	args, _, err := arguments(&c, d.install, (d.tscKHz+coarse/2)/coarse*coarse, nil)
 	if err != nil {
 		return "", nil, err
 	}

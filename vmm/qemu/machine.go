@@ -32,6 +32,7 @@ type machine struct {
 	agent   net.Conn
 	monitor *monitor
 	process *jail.Process
+	tpm     *softTPM // nil: the machine has none
 	console *tail
 	stderr  *tail
 	drained sync.WaitGroup // the goroutines that read console and stderr
@@ -55,6 +56,13 @@ type machine struct {
 	below    map[int]below
 	nic      int // descriptor of the NIC's connection in QEMU
 	disks    map[string]fileID
+	// plugged counts the network interfaces that were plugged in; cards are those that are, by hardware address.
+	plugged int
+	cards   map[string]*card
+	grown   grown
+	// attaches counts the disks that were plugged in; attached are those that are, by serial.
+	attaches int
+	attached map[string]*attached
 	seen     events
 	facts    []vmm.Confinement
 	once     sync.Once
@@ -120,7 +128,12 @@ func (v *machine) spawn(in *Installation, files []*os.File) error {
 		errR.Close()
 		return err
 	}
-	v.process, err = jail.Start(v.jail(in, descriptors))
+	j := v.jail(in, descriptors)
+	if j.Calls, err = calls(); err != nil {
+		errR.Close()
+		return err
+	}
+	v.process, err = jail.Start(j)
 	if err != nil {
 		errR.Close()
 		return startError(err)
@@ -154,7 +167,7 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 		Descriptors: descriptors,
 		Dir:         c.RunDir,
 		KVM:         c.Accel == vmm.AccelKVM,
-		User:        jail.UserFor(c.RunDir),
+		Name:        c.RunDir,
 		Group:       cgroup.Config{Path: c.Cgroup.Path, MemoryBytes: c.Cgroup.MemoryBytes, PIDs: c.Cgroup.PIDs},
 		Open:        c.Unjailed,
 	}
@@ -179,6 +192,9 @@ func (v *machine) jail(in *Installation, descriptors []*os.File) jail.Config {
 		if c.MemoryFile != "" {
 			j.Files = append(j.Files, jail.File{Host: c.MemoryFile, Inside: memoryPath, Writable: true})
 		}
+	}
+	if c.Firmware != "" {
+		j.Files = append(j.Files, jail.File{Host: c.Firmware, Inside: firmwareFile})
 	}
 	for name, path := range in.Firmware {
 		j.Files = append(j.Files, jail.File{Host: path, Inside: firmwareDir + "/" + name})
@@ -272,6 +288,8 @@ func (v *machine) on(e event) {
 			v.seen.listening = true
 			close(v.listening)
 		}
+	case "DEVICE_DELETED":
+		v.deleted(e.Data.Device)
 	case "RESUME":
 		if !v.seen.resumed {
 			v.seen.resumed = true
@@ -407,6 +425,9 @@ func (v *machine) release() (err error) {
 		if v.process != nil {
 			err = v.process.Release()
 		}
+		if v.tpm != nil {
+			err = errors.Join(err, v.tpm.end())
+		}
 		for _, conn := range v.conns {
 			conn.Close()
 		}
@@ -444,15 +465,27 @@ func (v *machine) Info() vmm.Info {
 		PID:         v.process.PID,
 		Accel:       v.config.Accel,
 		Args:        v.args,
-		MemoryBytes: v.config.MemoryBytes,
-		VCPUs:       max(v.config.VCPUs, 1),
+		MemoryBytes: v.config.MemoryBytes + v.grown.added,
+		VCPUs:       v.vcpus(),
 		Jail:        slices.Clone(v.facts),
 		Start:       slices.Clone(v.phases),
 	}
 }
 
 func entry(e vmm.ShareEntry) jail.Entry {
-	return jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File}
+	own := jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File, WritableBelow: e.WritableBelow, Follows: e.Follows}
+	if e.IDs != nil {
+		own.IDs = &jail.IDMap{Users: ranges(e.IDs.Users), Groups: ranges(e.IDs.Groups), Below: e.IDs.Below}
+	}
+	return own
+}
+
+func ranges(list []vmm.IDRange) []jail.IDRange {
+	var own []jail.IDRange
+	for _, r := range list {
+		own = append(own, jail.IDRange(r))
+	}
+	return own
 }
 
 // Share adds an entry to a share.
@@ -467,4 +500,17 @@ func (v *machine) Share(ctx context.Context, tag string, e vmm.ShareEntry) error
 		return fmt.Errorf("%w: share %s: %w", vmm.ErrConfig, tag, err)
 	}
 	return v.process.Add(tag, entry(e))
+}
+
+// Unshare takes an entry away from a share.
+func (v *machine) Unshare(ctx context.Context, tag string, e vmm.ShareEntry) error {
+	if err := errors.Join(e.Check(), ctx.Err()); err != nil {
+		return fmt.Errorf("%w: share %s: %w", vmm.ErrConfig, tag, err)
+	}
+	select {
+	case <-v.Done():
+		return nil // it has taken everything with it
+	default:
+	}
+	return v.process.Remove(tag, entry(e))
 }

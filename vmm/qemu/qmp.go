@@ -27,6 +27,7 @@ type event struct {
 		Reason string `json:"reason"`
 		Action string `json:"action"`
 		Open   bool   `json:"open"`
+		Device string `json:"device"`
 	} `json:"data"`
 }
 

@@ -16,6 +16,7 @@ import (
 	"manis/seccomp"
 	"manis/vmm"
 	"manis/vmm/checkpoint"
+	"manis/vmm/jail"
 )
 
 // Save implements vmm.VM.
@@ -25,6 +26,18 @@ func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (*vmm.Saved
 	}
 	if v.config.Accel == vmm.AccelKVM {
 		return nil, fmt.Errorf("%w: what KVM knows of a machine is not in its process", vmm.ErrConfig)
+	}
+	v.mu.Lock()
+	plugged, disks, larger := len(v.cards), len(v.attached), v.grown.device || v.grown.vcpus > 0
+	v.mu.Unlock()
+	if disks > 0 {
+		return nil, fmt.Errorf("%w: a machine cannot be saved while it has block devices of the host (%d)", vmm.ErrConfig, disks)
+	}
+	if larger {
+		return nil, fmt.Errorf("%w: a machine cannot be saved when it has grown: it has memory or processors that were plugged into it", vmm.ErrConfig)
+	}
+	if plugged > 0 {
+		return nil, fmt.Errorf("%w: a machine cannot be saved while it has network interfaces that were plugged into it (%d)", vmm.ErrConfig, plugged)
 	}
 	if err := v.Pause(ctx); err != nil {
 		return nil, err
@@ -40,14 +53,17 @@ func (v *machine) Save(ctx context.Context, pages, resumer *os.File) (*vmm.Saved
 	o := checkpoint.Options{
 		Given:    []int{fdNull, fdOut, fdErr, fdQMP, fdAgent, fdConsole, v.nic},
 		Replaced: map[string]string{memoryPath: checkpoint.PagesPath, checkpoint.PagesPath: checkpoint.PagesPath},
+		Keep:     jail.SharesDir,
 		Filter:   filter,
 	}
 	for fd := range saved.Disks {
 		o.Given = append(o.Given, fd)
 	}
-	if err := checkpoint.Save(v.process.PID, pages, resumer, o); err != nil {
-		return nil, err
+	files, err := checkpoint.Save(v.process.PID, pages, resumer, o)
+	if err != nil {
+		return nil, shareError(err)
 	}
+	saved.Files = savedFiles(files)
 	return saved, nil
 }
 
@@ -177,6 +193,9 @@ func (v *machine) resume(ctx context.Context, in *Installation, c vmm.Config) er
 		if err := equip(c.NIC.Tap); err != nil {
 			return err
 		}
+	}
+	if err := checkFiles(&c); err != nil {
+		return err
 	}
 	v.config, v.nic, v.paused = c, c.Saved.NIC, true
 	v.mark("prepare")

@@ -17,6 +17,7 @@ func (s suite) template(t *testing.T, nic vmm.NIC) (vmm.Config, *os.File) {
 	t.Helper()
 	c := base(t)
 	c.VCPUs = 2
+	c.MaxMemoryBytes, c.MaxVCPUs = growMemory, growVCPUs
 	c.MemoryFile = filepath.Join(t.TempDir(), "memory")
 	memory, err := os.OpenFile(c.MemoryFile, os.O_RDWR|os.O_CREATE, 0)
 	if err != nil {

@@ -94,7 +94,7 @@ func (s suite) save(t *testing.T) {
 		t.Error("no version")
 	}
 	for _, f := range info.Jail {
-		if !f.InForce && f.Name != "control group" {
+		if !f.InForce && f.Name != "control group" && f.Name != "Landlock" && f.Name != "starter" {
 			t.Errorf("%s: not in force: %s", f.Name, f.Detail)
 		}
 	}
@@ -203,7 +203,7 @@ func heapOf(t *testing.T, v vmm.VM) string {
 	return strings.Fields(string(stat[bytes.LastIndexByte(stat, ')'):]))[47-2]
 }
 
-// filters checks that the jail's filter of system calls and another one are in force for every thread.
+// filters checks that the jail's filter of system calls and another one at least are in force for every thread.
 func filters(t *testing.T, v vmm.VM) {
 	t.Helper()
 	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", v.Info().PID))
@@ -214,7 +214,11 @@ func filters(t *testing.T, v vmm.VM) {
 		status, err := os.ReadFile(path)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			t.Error(err)
-		} else if err == nil && !strings.Contains(string(status), "Seccomp_filters:\t2\n") {
+			continue
+		}
+		_, after, _ := strings.Cut(string(status), "Seccomp_filters:")
+		var n int
+		if fmt.Sscan(after, &n); err == nil && n < 2 {
 			t.Errorf("%s: not two filters:\n%s", path, status)
 		}
 	}

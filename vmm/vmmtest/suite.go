@@ -28,6 +28,9 @@ func Run(t *testing.T, driver vmm.Driver) {
 	t.Run("Freeze", s.freeze)
 	t.Run("Save", s.save)
 	t.Run("Taps", s.taps)
+	t.Run("Plug", s.plug)
+	t.Run("Attach", s.attach)
+	t.Run("Grow", s.grow)
 	t.Run("Ends", s.ends)
 	t.Run("Rejected", s.rejected)
 	t.Run("Cancelled", s.cancelled)
@@ -94,16 +97,6 @@ func (s suite) config(t *testing.T) {
 		"tap and connection": {func(c *vmm.Config) {
 			c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01", Conn: disk, Tap: disk}
 		}, "both"},
-		"several interfaces without a first": {func(c *vmm.Config) { c.MoreNICs = []vmm.NIC{{MAC: "52:54:00:00:00:01"}} }, "only a machine that boots"},
-		"several interfaces to be frozen": {func(c *vmm.Config) {
-			c.NIC, c.MoreNICs, c.MemoryFile = &vmm.NIC{MAC: "52:54:00:00:00:01"}, []vmm.NIC{{MAC: "52:54:00:00:00:02"}}, "/x"
-		}, "only a machine that boots"},
-		"too many interfaces": {func(c *vmm.Config) {
-			c.NIC, c.MoreNICs = &vmm.NIC{MAC: "52:54:00:00:00:01"}, make([]vmm.NIC, vmm.MaxNICs)
-		}, "at most"},
-		"another address with comma": {func(c *vmm.Config) {
-			c.NIC, c.MoreNICs = &vmm.NIC{MAC: "52:54:00:00:00:01"}, []vmm.NIC{{MAC: "52:54:00:00:00:01,x=y"}}
-		}, "unicast"},
 		"address with comma": {func(c *vmm.Config) { c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01,x=y", Conn: disk} }, "unicast"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -338,6 +331,19 @@ func growing(t *testing.T, v vmm.VM, g *Guest, host string) {
 		if err := v.Share(ctx, "grows", e); err == nil {
 			t.Errorf("%s was added", what)
 		}
+	}
+	for _, e := range []vmm.ShareEntry{{Name: "rofile", HostPath: host + "/file", File: true, ReadOnly: true}, {Name: "1.0/rw", HostPath: host + "/rw"}} {
+		if err := v.Unshare(ctx, "grows", e); err != nil {
+			t.Errorf("take %s away: %v", e.Name, err)
+		}
+		if err := v.Unshare(ctx, "grows", e); err == nil {
+			t.Errorf("%s was taken away twice", e.Name)
+		}
+	}
+	g.Refused(t, "no such file", "cat /g/rofile")
+	g.Refused(t, "no such file", "cat /g/1.0/rw/a")
+	if got := g.Ask(t, "cat /g/rw/a"); got != "content of rw/a" {
+		t.Errorf("file of an entry that stays: %q", got)
 	}
 	if err := v.Share(ctx, "binds", vmm.ShareEntry{Name: "late", HostPath: host + "/rw"}); !errors.Is(err, vmm.ErrConfig) {
 		t.Errorf("a share that does not grow: %v, want ErrConfig", err)

@@ -91,25 +91,8 @@ func (p *tap) receives(t *testing.T, g *Guest, device, text string) {
 	}
 }
 
-// taps are the cards of VMs: several of one that boots, and that of one that is frozen, cloned and saved,
-// each time another.
+// taps are the cards of a VM that is frozen, cloned and saved, each time another.
 func (s suite) taps(t *testing.T) {
-	first, second := newTap(t), newTap(t)
-	c := base(t)
-	c.NIC = &vmm.NIC{MAC: "52:54:00:00:00:01", Tap: first.file}
-	c.MoreNICs = []vmm.NIC{{MAC: "52:54:00:00:00:02"}, {MAC: "52:54:00:00:00:03", Tap: second.file}}
-	v, g := Start(t, s.driver, c)
-	for device, mac := range map[string]string{"eth0": "52:54:00:00:00:01", "eth1": "52:54:00:00:00:02", "eth2": "52:54:00:00:00:03"} {
-		if got := strings.TrimSpace(g.Ask(t, "cat /sys/class/net/%s/address", device)); got != mac {
-			t.Errorf("%s has the address %q, want %q", device, got, mac)
-		}
-	}
-	first.receives(t, g, "eth0", "first")
-	second.receives(t, g, "eth2", "second")
-	if err := v.Kill(); err != nil {
-		t.Fatal(err)
-	}
-
 	nic := func(p *tap) *vmm.NIC { return &vmm.NIC{MAC: "52:54:00:00:00:01", Tap: p.file} }
 	frozen, state := s.template(t, *nic(newTap(t)))
 	clone := func(p *tap) (vmm.VM, *Guest) {
@@ -124,13 +107,13 @@ func (s suite) taps(t *testing.T) {
 		return Start(t, s.driver, c)
 	}
 	p := newTap(t)
-	v, g = clone(p)
+	v, g := clone(p)
 	p.receives(t, g, "eth0", "cloned")
 	saved := s.saveVM(t, v)
 	if !saved.Tap {
 		t.Error("what was saved does not know of its tap")
 	}
-	c = frozen
+	c := frozen
 	c.Saved, c.MemoryFile, c.RunDir, c.NIC = saved, "", t.TempDir(), &vmm.NIC{MAC: "52:54:00:00:00:01"}
 	if _, err := s.driver.Start(t.Context(), c); !errors.Is(err, vmm.ErrConfig) {
 		t.Errorf("a saved machine without its tap: %v", err)

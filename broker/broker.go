@@ -1,0 +1,262 @@
+// Package broker releases secrets to machines that have proved what they are. It verifies evidence against reference
+// values and the owner's signature of the manifest, decides by its policy, writes the decision to its log, and only then
+// answers. It knows machines by what they show only, and runs apart from all that they run on.
+package broker
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"manis/attest"
+	"manis/broker/facts"
+	"manis/broker/release"
+	"manis/trust"
+)
+
+// Policy is what a broker is configured with.
+type Policy struct {
+	// Owners are the public keys, PKIX DER, whose manifests are trusted.
+	Owners [][]byte `json:"owners"`
+	// References are the machines that are.
+	References []attest.Reference `json:"references"`
+	// Secrets by name.
+	Secrets map[string]Secret `json:"secrets"`
+	// MinVersion refuses manifests with a lower version.
+	MinVersion uint64 `json:"minVersion,omitempty"`
+	// ProductionWithoutHardware releases production secrets to machines that no hardware protects, too.
+	ProductionWithoutHardware bool `json:"productionWithoutHardware,omitempty"`
+	// Rules are conditions of the owner's own, besides all that; nil: none.
+	Rules facts.Rules `json:"-"`
+}
+
+// Secret is one that can be released.
+type Secret struct {
+	// Value is its content.
+	Value []byte `json:"value"`
+	// Test: it protects nothing, and may go to machines that no hardware protects. Otherwise it is a production secret.
+	Test bool `json:"test,omitempty"`
+	// Manifests are digests, hex, of those that may have it. Empty: any of a trusted owner that asks for it.
+	Manifests []string `json:"manifests,omitempty"`
+}
+
+type challenge struct {
+	Nonce []byte `json:"nonce"`
+}
+
+type claim struct {
+	Evidence json.RawMessage `json:"evidence"`
+	Manifest json.RawMessage `json:"manifest"`
+}
+
+type refusal struct {
+	Error string `json:"error"`
+}
+
+// Bounds of what is remembered and read.
+const (
+	nonceTime = 5 * time.Minute
+	maxNonces = 10000
+	maxClaim  = 512 << 10
+)
+
+// Broker is a server of secrets.
+type Broker struct {
+	policy Policy
+	key    ed25519.PrivateKey
+	owners []ed25519.PublicKey
+	log    *Log
+	now    func() time.Time
+
+	mu     sync.Mutex
+	nonces map[string]time.Time // until when each may be used
+}
+
+// New makes a broker with this key, which writes what it decides to log.
+func New(policy Policy, key ed25519.PrivateKey, log *Log) (*Broker, error) {
+	b := &Broker{policy: policy, key: key, log: log, now: time.Now, nonces: make(map[string]time.Time)}
+	if len(policy.References) == 0 || len(policy.Owners) == 0 {
+		return nil, errors.New("the broker's policy names no owners or no reference values, so that it would refuse everybody")
+	}
+	for i := range policy.References {
+		if err := policy.References[i].Check(); err != nil {
+			return nil, fmt.Errorf("the broker's policy: %w", err)
+		}
+	}
+	for _, der := range policy.Owners {
+		owner, err := trust.ParseKey(der)
+		if err != nil {
+			return nil, fmt.Errorf("the broker's policy: owners: %w", err)
+		}
+		b.owners = append(b.owners, owner)
+	}
+	size := 0
+	for _, s := range policy.Secrets {
+		size += len(s.Value)
+	}
+	if size > release.MaxSecrets {
+		return nil, fmt.Errorf("the broker's policy: the secrets have %d bytes, more than %d", size, release.MaxSecrets)
+	}
+	return b, nil
+}
+
+// ServeHTTP answers POST /v1/challenge and POST /v1/release.
+func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	var answer any
+	var err error
+	switch {
+	case r.Method != http.MethodPost:
+		http.Error(w, "POST only", http.StatusMethodNotAllowed)
+		return
+	case r.URL.Path == "/v1/challenge":
+		answer, err = b.challenge()
+	case r.URL.Path == "/v1/release":
+		var body []byte
+		if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxClaim)); err == nil {
+			answer, err = b.release(body)
+		}
+	default:
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		w.WriteHeader(http.StatusForbidden)
+		answer = refusal{err.Error()}
+	}
+	json.NewEncoder(w).Encode(answer)
+}
+
+func (b *Broker) challenge() (*challenge, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := b.now()
+	for n, until := range b.nonces {
+		if now.After(until) {
+			delete(b.nonces, n)
+		}
+	}
+	if len(b.nonces) >= maxNonces {
+		return nil, errors.New("too many challenges are open")
+	}
+	nonce := make([]byte, 32)
+	rand.Read(nonce)
+	b.nonces[string(nonce)] = now.Add(nonceTime)
+	return &challenge{nonce}, nil
+}
+
+// spend takes a nonce back: each is good for one answer.
+func (b *Broker) spend(nonce []byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	until, ok := b.nonces[string(nonce)]
+	delete(b.nonces, string(nonce))
+	return ok && !b.now().After(until)
+}
+
+// release decides, writes that down, and answers.
+func (b *Broker) release(body []byte) (*release.Release, error) {
+	d := Decision{At: b.now().UTC()}
+	answer, err := b.decide(body, &d)
+	if err != nil {
+		d.Refused = err.Error()
+	}
+	if lerr := b.log.Add(d); lerr != nil {
+		return nil, fmt.Errorf("nothing is released that is not in the log: %w", lerr)
+	}
+	return answer, err
+}
+
+func (b *Broker) decide(body []byte, d *Decision) (*release.Release, error) {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.DisallowUnknownFields()
+	var c claim
+	if err := dec.Decode(&c); err != nil {
+		return nil, fmt.Errorf("read the request: %w", err)
+	}
+	e, err := attest.Parse(c.Evidence)
+	if err != nil {
+		return nil, err
+	}
+	d.Manifest, d.Nonce = hex.EncodeToString(e.Manifest), base64.StdEncoding.EncodeToString(e.Nonce)
+	if !b.spend(e.Nonce) {
+		return nil, errors.New("the evidence is not for a challenge of this broker, or was shown before, or too late")
+	}
+	result, err := b.verify(e)
+	if err != nil {
+		return nil, err
+	}
+	d.Hardware = result.Hardware
+	m, err := b.manifest(c.Manifest, e)
+	if err != nil {
+		return nil, err
+	}
+	if b.policy.Rules != nil {
+		verified := &facts.Facts{Result: result, Evidence: e, Manifest: m, Digest: d.Manifest, Now: b.now()}
+		if err := b.policy.Rules.Check(verified); err != nil {
+			return nil, err
+		}
+	}
+	secrets := make(map[string][]byte)
+	for _, asked := range m.Secrets {
+		s, ok := b.policy.Secrets[asked.Name]
+		switch {
+		case !ok || len(s.Manifests) > 0 && !slices.Contains(s.Manifests, d.Manifest):
+			return nil, fmt.Errorf("the secret %s is not for this manifest", asked.Name)
+		case !s.Test && result.Hardware == attest.HardwareNone && !b.policy.ProductionWithoutHardware:
+			return nil, fmt.Errorf("the secret %s is for production, and no hardware protects this machine (hardware: none)", asked.Name)
+		}
+		secrets[asked.Name] = s.Value
+	}
+	answer, err := release.Seal(b.key, e, result.Hardware, secrets)
+	if err != nil {
+		return nil, err
+	}
+	d.Secrets = slices.Sorted(maps.Keys(secrets))
+	return answer, nil
+}
+
+// verify finds reference values that the evidence fits.
+func (b *Broker) verify(e *attest.Evidence) (result *attest.Result, err error) {
+	for i := range b.policy.References {
+		if result, err = attest.Verify(e, &b.policy.References[i]); err == nil {
+			return result, nil
+		}
+	}
+	return nil, err
+}
+
+// manifest is the one that the evidence is for, if a trusted owner has signed it and it is not out of date.
+func (b *Broker) manifest(envelope []byte, e *attest.Evidence) (*trust.Manifest, error) {
+	for _, owner := range b.owners {
+		if trust.KeyID(owner) != e.Owner {
+			continue
+		}
+		m, canonical, err := trust.Open(envelope, owner)
+		switch {
+		case err != nil:
+			return nil, err
+		case !bytes.Equal(trust.Digest(canonical), e.Manifest):
+			return nil, errors.New("the machine enforces another manifest than this one")
+		case b.now().After(m.Expires):
+			return nil, fmt.Errorf("the manifest was valid until %s", m.Expires.Format(time.RFC3339))
+		case m.Version < b.policy.MinVersion:
+			return nil, fmt.Errorf("the manifest has version %d, older than %d", m.Version, b.policy.MinVersion)
+		case m.Broker == nil || !bytes.Equal(m.Broker.Key, trust.KeyDER(b.key.Public().(ed25519.PublicKey))):
+			return nil, errors.New("the manifest names another broker")
+		}
+		return m, nil
+	}
+	return nil, errors.New("the manifest's owner is not one that this broker trusts")
+}

@@ -1,0 +1,21 @@
+// Command manis-trust is manis with what brokers and auditors need besides: it decides on evidence of every kind, by an owner's rules,
+// and writes reports. manis becomes this program for `trust broker`, `audit verify` and `audit report`.
+package main
+
+import (
+	"os"
+
+	_ "manis/attest/snp" // evidence of these kinds is verified, too
+	_ "manis/attest/tdx"
+	"manis/audit/report"
+	"manis/broker/facts"
+	"manis/broker/rules"
+	"manis/cli"
+)
+
+func main() {
+	os.Exit(cli.TrustMain(os.Args[1:], &cli.Evidence{
+		Rules:  func(file []byte) (facts.Rules, error) { return rules.Parse(file) },
+		Report: report.Write,
+	}))
+}
