@@ -95,11 +95,16 @@ func (a *Accelerators) KVM(ctx context.Context) (Trial, error) {
 	if err := openKVM(); err != nil {
 		return Trial{Detail: err.Error(), Advice: kvmAdvice(err)}, nil
 	}
-	key, err := a.key()
+	in, err := a.Driver.Installation()
 	if err != nil {
 		return Trial{}, err
 	}
-	if t, ok := a.recall(key); ok {
+	program := in.Closure.Program
+	key, err := a.key(program)
+	if err != nil {
+		return Trial{}, err
+	}
+	if t, ok := a.recall(program, key); ok {
 		return t, nil
 	}
 	t := Trial{Tried: true, New: true}
@@ -115,7 +120,7 @@ func (a *Accelerators) KVM(ctx context.Context) (Trial, error) {
 		t.Detail = err.Error()
 		t.Advice = "if this host is a virtual machine itself, enable nested virtualization in its hypervisor; manis doctor then tries again"
 	}
-	a.keep(key, t)
+	a.keep(program, key, t)
 	return t, nil
 }
 

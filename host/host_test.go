@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -58,7 +59,7 @@ func TestChoose(t *testing.T) {
 			t.Errorf("after Forget: %v, want cancelled", err)
 		}
 		// A changed kernel is another question.
-		again.keep("another key", Trial{Works: true, Tried: true})
+		again.keep(program(t, again), "another key", Trial{Works: true, Tried: true})
 		if _, err := again.Choose(cancelled, "auto"); !errors.Is(err, context.Canceled) {
 			t.Errorf("with another kernel's outcome: %v, want cancelled", err)
 		}
@@ -74,6 +75,44 @@ func TestChoose(t *testing.T) {
 	if c, err := a.Choose(ctx, "kvm"); openKVM() == nil && c.Accel != vmm.AccelKVM || openKVM() != nil && !errors.Is(err, ErrAccel) {
 		t.Errorf("kvm: %+v, %v", c, err)
 	}
+}
+
+// What one guest kernel's trial has shown is still known after another's.
+func TestTrialForEachKernel(t *testing.T) {
+	if err := openKVM(); err != nil {
+		t.Skipf("nothing is tried: %v", err)
+	}
+	one := accelerators(t)
+	copied := filepath.Join(t.TempDir(), "vmlinuz")
+	b, err := os.ReadFile(one.Kernel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(copied, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other := &Accelerators{Driver: one.Driver, Kernel: copied, Cache: one.Cache}
+	for i, c := range []struct {
+		a   *Accelerators
+		new bool
+	}{{one, true}, {other, true}, {one, false}, {other, false}} {
+		trial, err := c.a.KVM(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if trial.New != c.new {
+			t.Errorf("question %d was tried: %v, want %v", i, trial.New, c.new)
+		}
+	}
+}
+
+func program(t *testing.T, a *Accelerators) string {
+	t.Helper()
+	in, err := a.Driver.Installation()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return in.Closure.Program
 }
 
 // TestBootShowsWhatWorks uses emulation, which works everywhere, to show that

@@ -20,24 +20,25 @@ type remembered struct {
 	Trial Trial  `json:"trial"`
 }
 
-// subject names the file in the cache.
-const subject = "kvm"
+// subject names the file in the cache: one for each QEMU and guest kernel, by their
+// paths, so that containers with different ones, such as those of the class
+// confidential beside others, do not make each other try again.
+func (a *Accelerators) subject(program string) string {
+	sum := sha256.Sum256([]byte(program + "\x00" + a.Kernel))
+	return "kvm-" + hex.EncodeToString(sum[:8])
+}
 
 // key stands for everything that may change whether KVM works: host kernel,
 // processor, QEMU and guest kernel. Files count as changed when their inode,
 // size or time did; reading 20 MB for each start would cost more than a trial saves.
-func (a *Accelerators) key() (string, error) {
-	in, err := a.Driver.Installation()
-	if err != nil {
-		return "", err
-	}
+func (a *Accelerators) key(program string) (string, error) {
 	h := sha256.New()
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return "", os.NewSyscallError("uname", err)
 	}
 	fmt.Fprintln(h, unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Version[:]), processor())
-	for _, path := range []string{in.Closure.Program, a.Kernel} {
+	for _, path := range []string{program, a.Kernel} {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil {
 			return "", fmt.Errorf("try KVM with %s: %w", path, err)
@@ -73,13 +74,20 @@ func cpuinfo() string {
 	return first
 }
 
-func (a *Accelerators) recall(key string) (Trial, bool) {
+// recall is what is known for a key.
+func (a *Accelerators) recall(program, key string) (Trial, bool) {
 	var r remembered
-	ok := memo.Recall(a.Cache, subject, &r)
+	ok := memo.Recall(a.Cache, a.subject(program), &r)
 	return r.Trial, ok && r.Key == key
 }
 
-func (a *Accelerators) keep(key string, t Trial) { memo.Keep(a.Cache, subject, remembered{key, t}) }
+func (a *Accelerators) keep(program, key string, t Trial) {
+	memo.Keep(a.Cache, a.subject(program), remembered{key, t})
+}
 
-// Forget makes the next question try again.
-func (a *Accelerators) Forget() { memo.Forget(a.Cache, subject) }
+// Forget makes the next question with this QEMU and this kernel try again.
+func (a *Accelerators) Forget() {
+	if in, err := a.Driver.Installation(); err == nil {
+		memo.Forget(a.Cache, a.subject(in.Closure.Program))
+	}
+}
