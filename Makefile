@@ -99,7 +99,7 @@ docker:
 containerd:
 	@scripts/setup containerd
 	@$(MAKE) -s build
-	$(GO) test -count=1 -timeout 20m ./test/containerd
+	$(GO) test -count=1 -timeout 40m ./test/containerd
 
 # The community's validation suite of CRI, which is not part of this repository: make critest CRITEST=/path/to/critest
 critest:

@@ -78,7 +78,7 @@ func ctr(t testing.TB) *stage.Engine {
 }
 
 func prepare(t testing.TB, bin string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Minute)
 	defer cancel()
 	programs, err := stage.Containerd.Build(ctx)
 	if err != nil {

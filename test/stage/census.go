@@ -89,6 +89,9 @@ func Take(groups []string, dirs ...string) Census {
 	}
 	for _, dir := range append(dirs, "/run", "/dev/shm") {
 		filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+			if path == "/run/mount" {
+				return filepath.SkipDir // of mount(8), which makes it when it first needs it
+			}
 			if err == nil {
 				c = append(c, "file "+path)
 			}

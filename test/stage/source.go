@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"sync"
 )
 
 // Source is what programs of others are built from: a module of its own, which names their version and the checksums
@@ -78,7 +79,15 @@ func (s Source) Build(ctx context.Context) (string, error) {
 	defer os.RemoveAll(work)
 	make := func(verb []string, to string, packages ...string) error {
 		args := slices.Concat([]string{"-n", "10", filepath.Join(top, "scripts/go")}, verb, []string{"-trimpath", "-o", to}, s.Flags, packages)
-		cmd := exec.CommandContext(ctx, "nice", args...)
+		program := "nice"
+		if onStage {
+			// There, there is no way to the modules' sources.
+			program, args = "nsenter", append([]string{fmt.Sprintf("--net=/proc/self/fd/%d", outside), program}, args...)
+		}
+		cmd := exec.CommandContext(ctx, program, args...)
+		if onStage {
+			cmd.ExtraFiles = []*os.File{network()}
+		}
 		cmd.Dir = suite
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 		cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
@@ -104,6 +113,9 @@ func (s Source) Build(ctx context.Context) (string, error) {
 	}
 	return dir, nil
 }
+
+// network is the namespace outside of the stage, a descriptor that is never closed.
+var network = sync.OnceValue(func() *os.File { return os.NewFile(outside, "network") })
 
 // CacheDir is where what is built once is kept.
 func CacheDir() (string, error) {

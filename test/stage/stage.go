@@ -32,6 +32,13 @@ var User = struct {
 	SubIDCount uint32
 }{"manis-stage", 54321, 655360, 65536}
 
+// outside is the network namespace that the stage was made in, as a descriptor that the stage's processes inherit. What is
+// built for a suite is fetched there.
+const outside = 3
+
+// onStage is set in the process that runs tests there.
+var onStage bool
+
 // absent is why there is no stage.
 var absent string
 
@@ -58,6 +65,8 @@ func Main(m *testing.M, done func() int) int {
 	case "test":
 		dir = os.Getenv("MANIS_STAGE_DIR")
 		os.Unsetenv(roleVariable)
+		unix.CloseOnExec(outside)
+		onStage = true
 		return max(m.Run(), done())
 	}
 	if os.Geteuid() != 0 {
@@ -83,6 +92,11 @@ func enter() (int, error) {
 	if err := os.Chmod(d, 0o755); err != nil {
 		return 0, err
 	}
+	network, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return 0, err
+	}
+	defer network.Close()
 	// The first process dies with the thread that has started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -90,6 +104,7 @@ func enter() (int, error) {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), roleVariable+"=first", "MANIS_STAGE_DIR="+d)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{network}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
@@ -126,6 +141,7 @@ func first() int {
 	cmd.Args[0] = os.Args[0]
 	cmd.Env = append(os.Environ(), roleVariable+"=test")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.ExtraFiles = []*os.File{os.NewFile(outside, "network")}
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
