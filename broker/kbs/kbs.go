@@ -41,17 +41,21 @@ const (
 	maxToken       = 12 << 10
 )
 
+// maxAppraisals are the attestations that are read at a time: the documents in one can take a hundred times their size while they are read.
+const maxAppraisals = 8
+
 // Server answers the endpoints auth, attest and resource. It can be used by several at once.
 type Server struct {
 	broker   *broker.Broker
 	key      ed25519.PrivateKey
 	sessions *sessions
+	working  chan struct{} // as many as appraisals under way
 	now      func() time.Time
 }
 
 // New makes a server for a broker and its key, which signs the tokens.
 func New(b *broker.Broker, key ed25519.PrivateKey) *Server {
-	return &Server{broker: b, key: key, sessions: newSessions(), now: time.Now}
+	return &Server{broker: b, key: key, sessions: newSessions(), working: make(chan struct{}, maxAppraisals), now: time.Now}
 }
 
 // ServeHTTP answers one request.
@@ -127,6 +131,8 @@ func (s *Server) attest(w http.ResponseWriter, r *http.Request) (any, error) {
 
 // appraise has the broker decide on an attestation; each refusal is in its log.
 func (s *Server) appraise(open *session, body []byte) error {
+	s.working <- struct{}{}
+	defer func() { <-s.working }()
 	proof, a, err := s.proof(open, body)
 	if err != nil {
 		return s.broker.Refuse(protocol, open.nonce, err)

@@ -70,8 +70,16 @@ func TestProtocol(t *testing.T) {
 // sameHeader checks that a client that encodes the protected header anew, with the members of epk by the alphabet, gets the same bytes: these are authenticated.
 func sameHeader(t *testing.T, answer string) {
 	t.Helper()
-	var r struct{ Protected, EncryptedKey, IV, Ciphertext, Tag string }
-	check(t, json.Unmarshal([]byte(answer), &r))
+	var r struct {
+		Protected    string `json:"protected"`
+		EncryptedKey string `json:"encrypted_key"`
+		IV           string `json:"iv"`
+		Ciphertext   string `json:"ciphertext"`
+		Tag          string `json:"tag"`
+	}
+	d := json.NewDecoder(strings.NewReader(answer))
+	d.DisallowUnknownFields() // as published: the protocol's Response, without the aad that a header's encoding is
+	check(t, d.Decode(&r))
 	b, err := base64.RawURLEncoding.DecodeString(r.Protected)
 	check(t, err)
 	var h struct {
