@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"slices"
 
 	"github.com/google/go-tpm/tpm2"
 )
@@ -95,36 +96,40 @@ func Verify(e *Evidence, r *Reference) (*Result, error) {
 	if err := covers(quote, e.PCRValues); err != nil {
 		return fail("%w", err)
 	}
-	pcr := func(n int) []byte {
-		for i, p := range PCRs {
-			if p == n {
-				return e.PCRValues[i]
-			}
-		}
-		return nil
+	result, err := r.CheckPCRs(func(n int) []byte { return e.PCRValues[slices.Index(PCRs, n)] }, e.Cmdline, e.Manifest, e.Owner)
+	if err != nil {
+		return fail("%w", err)
 	}
+	result.Steps = append([]Step{
+		{"signature of the quote", "a key that signs nothing but statements of a TPM has signed it; the TPM is a program of the host's, and so is the key"},
+		{"qualifying data", "the quote was made for this nonce, the machine's channel key, the key of its log, this manifest and this owner"},
+	}, result.Steps...)
+	return result, nil
+}
+
+// CheckPCRs compares PCRs that a quote vouches for with the reference values, the command line that one of them is of, and the manifest that
+// the machine enforces. pcr returns the value of each of PCRs. The steps of the result are those of the PCRs alone.
+func (r *Reference) CheckPCRs(pcr func(n int) []byte, cmdline string, manifest []byte, owner string) (*Result, error) {
 	if !bytes.Equal(pcr(PCRKernel), r.KernelPCR()) {
-		return fail("PCR %d: it is another kernel, or other firmware, than the reference's", PCRKernel)
+		return nil, fmt.Errorf("PCR %d: it is another kernel, or other firmware, than the reference's", PCRKernel)
 	}
 	if !bytes.Equal(pcr(PCRSecureBoot), SecureBootPCR()) {
-		return fail("PCR %d: the firmware has keys of its own", PCRSecureBoot)
+		return nil, fmt.Errorf("PCR %d: the firmware has keys of its own", PCRSecureBoot)
 	}
-	if err := r.matchesCmdline(e.Cmdline); err != nil {
-		return fail("the kernel's command line: %w", err)
+	if err := r.matchesCmdline(cmdline); err != nil {
+		return nil, fmt.Errorf("the kernel's command line: %w", err)
 	}
-	if !bytes.Equal(pcr(PCRBoot), r.BootPCR(e.Cmdline)) {
-		return fail("PCR %d: the initial file system is not the reference's, or the command line is not the one that was booted", PCRBoot)
+	if !bytes.Equal(pcr(PCRBoot), r.BootPCR(cmdline)) {
+		return nil, fmt.Errorf("PCR %d: the initial file system is not the reference's, or the command line is not the one that was booted", PCRBoot)
 	}
-	if !bytes.Equal(pcr(PCRManifest), replay(ManifestEvent(e.Manifest, e.Owner))) {
-		return fail("PCR %d: the machine does not enforce this manifest, or not this one alone", PCRManifest)
+	if !bytes.Equal(pcr(PCRManifest), replay(ManifestEvent(manifest, owner))) {
+		return nil, fmt.Errorf("PCR %d: the machine does not enforce this manifest, or not this one alone", PCRManifest)
 	}
 	firmware := hex.EncodeToString(pcr(PCRFirmware))
 	if r.Firmware != "" && r.Firmware != firmware {
-		return fail("PCR %d: it is other firmware than the reference's", PCRFirmware)
+		return nil, fmt.Errorf("PCR %d: it is other firmware than the reference's", PCRFirmware)
 	}
 	result := &Result{Hardware: HardwareNone, Firmware: firmware, FirmwareKnown: r.Firmware != "", Steps: []Step{
-		{"signature of the quote", "a key that signs nothing but statements of a TPM has signed it; the TPM is a program of the host's, and so is the key"},
-		{"qualifying data", "the quote was made for this nonce, the machine's channel key, the key of its log, this manifest and this owner"},
 		{fmt.Sprintf("PCR %d", PCRKernel), "the kernel is the reference's, started directly by the firmware"},
 		{fmt.Sprintf("PCR %d", PCRSecureBoot), "the firmware has no keys of its own"},
 		{fmt.Sprintf("PCR %d", PCRBoot), "command line and initial file system, with the agent that enforces the manifest, are the reference's"},

@@ -193,31 +193,20 @@ func (b *Broker) decide(body []byte, d *Decision) (*release.Release, error) {
 	if !b.spend(e.Nonce) {
 		return nil, errors.New("the evidence is not for a challenge of this broker, or was shown before, or too late")
 	}
-	result, err := b.verify(e)
+	result, err := b.verify(func(r *attest.Reference) (*attest.Result, error) { return attest.Verify(e, r) })
 	if err != nil {
 		return nil, err
 	}
 	d.Hardware = result.Hardware
-	m, err := b.manifest(c.Manifest, e)
+	m, err := b.admit(c.Manifest, e, result)
 	if err != nil {
 		return nil, err
 	}
-	if b.policy.Rules != nil {
-		verified := &facts.Facts{Result: result, Evidence: e, Manifest: m, Digest: d.Manifest, Now: b.now()}
-		if err := b.policy.Rules.Check(verified); err != nil {
-			return nil, err
-		}
-	}
 	secrets := make(map[string][]byte)
 	for _, asked := range m.Secrets {
-		s, ok := b.policy.Secrets[asked.Name]
-		switch {
-		case !ok || len(s.Manifests) > 0 && !slices.Contains(s.Manifests, d.Manifest):
-			return nil, fmt.Errorf("the secret %s is not for this manifest", asked.Name)
-		case !s.Test && result.Hardware == attest.HardwareNone && !b.policy.ProductionWithoutHardware:
-			return nil, fmt.Errorf("the secret %s is for production, and no hardware protects this machine (hardware: none)", asked.Name)
+		if secrets[asked.Name], err = b.secret(asked.Name, d.Manifest, result.Hardware); err != nil {
+			return nil, err
 		}
-		secrets[asked.Name] = s.Value
 	}
 	answer, err := release.Seal(b.key, e, result.Hardware, secrets)
 	if err != nil {
@@ -228,13 +217,35 @@ func (b *Broker) decide(body []byte, d *Decision) (*release.Release, error) {
 }
 
 // verify finds reference values that the evidence fits.
-func (b *Broker) verify(e *attest.Evidence) (result *attest.Result, err error) {
+func (b *Broker) verify(fits func(*attest.Reference) (*attest.Result, error)) (result *attest.Result, err error) {
 	for i := range b.policy.References {
-		if result, err = attest.Verify(e, &b.policy.References[i]); err == nil {
+		if result, err = fits(&b.policy.References[i]); err == nil {
 			return result, nil
 		}
 	}
 	return nil, err
+}
+
+// admit returns the manifest of a machine that has shown evidence, if it is in order and the rules are true.
+func (b *Broker) admit(envelope []byte, e *attest.Evidence, result *attest.Result) (*trust.Manifest, error) {
+	m, err := b.manifest(envelope, e)
+	if err != nil || b.policy.Rules == nil {
+		return m, err
+	}
+	verified := &facts.Facts{Result: result, Evidence: e, Manifest: m, Digest: hex.EncodeToString(e.Manifest), Now: b.now()}
+	return m, b.policy.Rules.Check(verified)
+}
+
+// secret is the value of one for a manifest, by its digest in hex, on a machine that this hardware vouches for.
+func (b *Broker) secret(name, manifest, hardware string) ([]byte, error) {
+	s, ok := b.policy.Secrets[name]
+	switch {
+	case !ok || len(s.Manifests) > 0 && !slices.Contains(s.Manifests, manifest):
+		return nil, fmt.Errorf("the secret %s is not for this manifest", name)
+	case !s.Test && hardware == attest.HardwareNone && !b.policy.ProductionWithoutHardware:
+		return nil, fmt.Errorf("the secret %s is for production, and no hardware protects this machine (hardware: none)", name)
+	}
+	return s.Value, nil
 }
 
 // manifest is the one that the evidence is for, if a trusted owner has signed it and it is not out of date.

@@ -20,12 +20,14 @@ import (
 
 // Decision is what a broker has decided about one request.
 type Decision struct {
-	At       time.Time `json:"at"`
-	Manifest string    `json:"manifest,omitempty"` // digest, hex
-	Nonce    string    `json:"nonce,omitempty"`
-	Hardware string    `json:"hardware,omitempty"`
-	Secrets  []string  `json:"secrets,omitempty"` // names of those that were released
-	Refused  string    `json:"refused,omitempty"` // why nothing was
+	At time.Time `json:"at"`
+	// Protocol is that of the request where it is not the broker's own, see Proof.
+	Protocol string   `json:"protocol,omitempty"`
+	Manifest string   `json:"manifest,omitempty"` // digest, hex
+	Nonce    string   `json:"nonce,omitempty"`
+	Hardware string   `json:"hardware,omitempty"`
+	Secrets  []string `json:"secrets,omitempty"` // names of those that were released
+	Refused  string   `json:"refused,omitempty"` // why nothing was
 }
 
 // line is one line of the log: each has the digest of the one before.

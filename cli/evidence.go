@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 
@@ -11,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/audit"
+	"manis/broker"
 	"manis/broker/facts"
 )
 
@@ -22,6 +25,8 @@ type Evidence struct {
 	Rules func(file []byte) (facts.Rules, error)
 	// Report writes an auditor's report as HTML.
 	Report func(w io.Writer, r *audit.Report) error
+	// KBS answers clients of Confidential Containers' key broker in a broker's place; key is the broker's.
+	KBS func(b *broker.Broker, key ed25519.PrivateKey) http.Handler
 }
 
 // evidenceProgram is beside manis.

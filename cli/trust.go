@@ -332,6 +332,7 @@ type brokerFlags struct {
 	secrets, forTests  []string
 	minVersion         uint64
 	productionAnyway   bool
+	kbs                bool
 }
 
 func (a *app) brokerCommand() *cobra.Command {
@@ -357,6 +358,7 @@ func (a *app) brokerCommand() *cobra.Command {
 	fs.StringVar(&o.rules, "policy", "", "File of rules in CEL, all of which have to be true of a machine (NAME: EXPRESSION)")
 	fs.Uint64Var(&o.minVersion, "min-version", 0, "Refuse manifests with a lower version")
 	fs.BoolVar(&o.productionAnyway, "production-without-hardware", false, "Release production secrets to machines that no hardware protects, too")
+	fs.BoolVar(&o.kbs, "kbs", false, "Answer clients of Confidential Containers' key broker (KBS), too, below /kbs/v0")
 	return cmd
 }
 
@@ -426,7 +428,13 @@ func (a *app) serveBroker(ctx context.Context, o *brokerFlags) error {
 	if err != nil {
 		return err
 	}
-	return a.serve(ctx, o.listen, b)
+	if !o.kbs {
+		return a.serve(ctx, o.listen, b)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/", b)
+	mux.Handle("/kbs/", a.evidence.KBS(b, key))
+	return a.serve(ctx, o.listen, mux)
 }
 
 // serve serves HTTP until it is told to stop, and prints where.

@@ -18,6 +18,22 @@ import (
 // New returns a TPM that lives as long as the test.
 func New(t testing.TB) *tpm.TPM {
 	t.Helper()
+	return Open(t, Start(t))
+}
+
+// Open is a Manis agent's view of a TPM.
+func Open(t testing.TB, conn transport.TPM) *tpm.TPM {
+	t.Helper()
+	made, err := tpm.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
+
+// Start starts a TPM that lives as long as the test, and returns the way to it.
+func Start(t testing.TB) transport.TPM {
+	t.Helper()
 	path, err := exec.LookPath("swtpm")
 	if err != nil {
 		t.Skip("swtpm is not installed (package swtpm)")
@@ -39,11 +55,7 @@ func New(t testing.TB) *tpm.TPM {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	made, err := tpm.New(transport.FromReadWriter(ours))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return made
+	return transport.FromReadWriter(ours)
 }
 
 // Reference are values of a machine that exists in tests only.
