@@ -28,6 +28,7 @@ const (
 	Denied   = "deny"     // a request was refused
 	Failed   = "fail"     // a container could not be made, or its first process not be started
 	Exited   = "exit"     // a first process has ended
+	Tampered = "tamper"   // a disk of a container's gave back what was not written there; the container got an I/O error
 	Closed   = "end"      // no process of a container is left: nothing follows but this
 	Muted    = "suppress" // further denials are counted, not written
 )

@@ -207,13 +207,17 @@ func (m *Monitor) disks(ctx context.Context, b *machine, cfg *sandbox.Config, en
 	if m.cfg.ReadOnly || m.cfg.Scratch.Memory {
 		return nil
 	}
+	if m.c == nil {
+		env.ScratchDisk = scratchSerial // nothing is made of a draft
+		return nil
+	}
 	scratch, err := m.scratch(ctx)
 	if err != nil {
 		return err
 	}
 	b.later(func() { scratch.Close() })
 	sync := vmm.SyncFlush
-	if m.cfg.AutoRemove && !m.copying {
+	if m.cfg.AutoRemove && !m.copying || m.confidential() {
 		sync = vmm.SyncUnsafe // nothing of it outlives the machine
 	}
 	cfg.VM.Disks = append(cfg.VM.Disks, vmm.Disk{Serial: scratchSerial, File: scratch, Sync: sync})
@@ -239,7 +243,12 @@ func (m *Monitor) scratch(ctx context.Context) (*os.File, error) {
 		if size == 0 {
 			size = storage.DefaultScratchSize
 		}
-		if err := storage.NewBlanks(filepath.Join(m.places.Cache, "blank")).Clone(ctx, size, path); err != nil {
+		if m.confidential() {
+			err = storage.MakeEmpty(size, path) // its machine makes the file system
+		} else {
+			err = storage.NewBlanks(filepath.Join(m.places.Cache, "blank")).Clone(ctx, size, path)
+		}
+		if err != nil {
 			return nil, err
 		}
 		f, err = os.OpenFile(path, os.O_RDWR, 0)

@@ -61,6 +61,22 @@ func (b *Blanks) Clone(ctx context.Context, size int64, dst string) error {
 	return nil
 }
 
+// MakeEmpty makes a sparse file without a file system at dst, readable by its owner only, for machines that make their own.
+// It fails if dst exists.
+func MakeEmpty(size int64, dst string) error {
+	if err := checkScratchSize(size); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return fmt.Errorf("make an empty disk: %w", err)
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return errors.Join(fmt.Errorf("make an empty disk of %d MiB: %w", size>>20, err), os.Remove(dst))
+	}
+	return nil
+}
+
 // open returns the blank of a size, and makes it if it is not there.
 func (b *Blanks) open(ctx context.Context, size int64) (*os.File, error) {
 	path := filepath.Join(b.dir, fmt.Sprintf("ext4-%s-%dm", recipe(), size>>20))

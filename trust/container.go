@@ -59,6 +59,8 @@ type Root struct {
 	Readonly       bool   `json:"readonly"`
 	// MemoryBytes bounds the writable layer in memory; 0 is half of the machine's.
 	MemoryBytes uint64 `json:"memoryBytes"`
+	// DiskBytes is the size of the writable layer on a disk of the host's that the guest encrypts by keys of its own; 0: it is in memory.
+	DiskBytes uint64 `json:"diskBytes,omitempty"`
 }
 
 // Capabilities are a process's five sets.
@@ -173,8 +175,12 @@ func (c *Container) takeRoot(r *agent.CreateContainerRequest) error {
 		DataBlockBytes: take(&v.DataBlockBytes), HashBlockBytes: take(&v.HashBlockBytes),
 		DataBlocks: take(&v.DataBlocks), HashOffset: take(&v.HashOffset),
 		Readonly: take(&root.Readonly), MemoryBytes: take(&root.TmpfsBytes),
+		DiskBytes: take(&root.SealedBytes),
 	}
 	root.Disk = ""
+	if c.Root.DiskBytes != 0 {
+		root.ScratchDisk = "" // a handle, too: nothing that is on it counts
+	}
 	return nil
 }
 

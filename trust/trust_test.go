@@ -62,12 +62,14 @@ func TestMatchNamesWhatDiffers(t *testing.T) {
 		"kernel parameter": {func(r *agent.CreateContainerRequest) { r.Sysctls["a"] = "c" }, `containers[0].sysctls[a]`},
 		"share":            {func(r *agent.CreateContainerRequest) { r.Mounts[0].Type = "share" }, `mounts[0].type`},
 		"disk":             {func(r *agent.CreateContainerRequest) { r.Rootfs.ScratchDisk = "scratch" }, `rootfs.scratch_disk`},
-		"terminal":         {func(r *agent.CreateContainerRequest) { r.Process.Terminal = true }, `process.terminal`},
-		"input":            {func(r *agent.CreateContainerRequest) { r.Process.Stdin = 1 }, `process.stdin`},
-		"output":           {func(r *agent.CreateContainerRequest) { r.Process.Stdout = 1 }, `"logs"`},
-		"unchecked root":   {func(r *agent.CreateContainerRequest) { r.Rootfs.Verity = nil }, `rootfs.verity`},
-		"hook":             {func(r *agent.CreateContainerRequest) { r.StartHooks = []*agent.Hook{{Path: "/x"}} }, `start_hooks`},
-		"unknown member":   {func(r *agent.CreateContainerRequest) { r.Process.ProtoReflect().SetUnknown([]byte{0xa0, 0x3f, 1}) }, `does not know`},
+		"encrypted disk": {func(r *agent.CreateContainerRequest) { r.Rootfs.ScratchDisk, r.Rootfs.SealedBytes = "scratch", 1<<26 },
+			`containers[0].root.diskBytes: the manifest says 0, the request 67108864`},
+		"terminal":       {func(r *agent.CreateContainerRequest) { r.Process.Terminal = true }, `process.terminal`},
+		"input":          {func(r *agent.CreateContainerRequest) { r.Process.Stdin = 1 }, `process.stdin`},
+		"output":         {func(r *agent.CreateContainerRequest) { r.Process.Stdout = 1 }, `"logs"`},
+		"unchecked root": {func(r *agent.CreateContainerRequest) { r.Rootfs.Verity = nil }, `rootfs.verity`},
+		"hook":           {func(r *agent.CreateContainerRequest) { r.StartHooks = []*agent.Hook{{Path: "/x"}} }, `start_hooks`},
+		"unknown member": {func(r *agent.CreateContainerRequest) { r.Process.ProtoReflect().SetUnknown([]byte{0xa0, 0x3f, 1}) }, `does not know`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := request()
@@ -165,6 +167,46 @@ func change(m protoreflect.Message, f protoreflect.FieldDescriptor) {
 		m.Mutable(f).List().Append(value(f.Default()))
 	default:
 		m.Set(f, value(m.Get(f)))
+	}
+}
+
+// A writable layer on an encrypted disk is of the manifest's size, and no other disk takes its place.
+func TestEncryptedDisk(t *testing.T) {
+	sealed := func() *agent.CreateContainerRequest {
+		r := request()
+		r.Rootfs.ScratchDisk, r.Rootfs.SealedBytes = "scratch", 1<<26
+		return r
+	}
+	c, err := Of(sealed(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := manifest(t)
+	m.Containers[0] = *c
+	if _, err := m.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		change func(r *agent.RootFS)
+		want   string
+	}{
+		"the same":          {func(*agent.RootFS) {}, ""},
+		"another handle":    {func(r *agent.RootFS) { r.ScratchDisk = "other" }, ""},
+		"memory":            {func(r *agent.RootFS) { r.ScratchDisk, r.SealedBytes = "", 0 }, "containers[0].root.diskBytes: the manifest says 67108864, the request 0"},
+		"memory, bounded":   {func(r *agent.RootFS) { r.ScratchDisk, r.SealedBytes, r.TmpfsBytes = "", 0, 1<<26 }, "containers[0].root.memoryBytes"},
+		"a larger disk":     {func(r *agent.RootFS) { r.SealedBytes++ }, "containers[0].root.diskBytes"},
+		"the host's disk":   {func(r *agent.RootFS) { r.SealedBytes = 0 }, "rootfs.scratch_disk"},
+		"a directory of it": {func(r *agent.RootFS) { r.Layer = "binds/0" }, "rootfs.layer"},
+	} {
+		r := sealed()
+		c.change(r.Rootfs)
+		got, err := Of(r, false)
+		if err == nil {
+			err = m.Match(0, got)
+		}
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: got %v, want %q", name, err, c.want)
+		}
 	}
 }
 

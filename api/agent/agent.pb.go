@@ -2019,8 +2019,11 @@ type RootFS struct {
 	// unchecked, and of a directory of one with the writable layer: its subdirectories "fs" and
 	// "work" are an overlay's upper and work directory. Both or neither; of the other fields only
 	// readonly counts.
-	Image         string `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
-	Layer         string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
+	Image string `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	Layer string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Not 0: of scratch_disk, the first so many bytes hold the writable layer, and nothing that was on it before counts: the
+	// guest encrypts it by keys that it makes and forgets, and makes the ext4. Only confidential machines do that.
+	SealedBytes   uint64 `protobuf:"varint,9,opt,name=sealed_bytes,json=sealedBytes,proto3" json:"sealed_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2109,6 +2112,13 @@ func (x *RootFS) GetLayer() string {
 		return x.Layer
 	}
 	return ""
+}
+
+func (x *RootFS) GetSealedBytes() uint64 {
+	if x != nil {
+		return x.SealedBytes
+	}
+	return 0
 }
 
 type Verity struct {
@@ -4591,7 +4601,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03env\x18\x03 \x03(\tR\x03env\x12'\n" +
-	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xee\x01\n" +
+	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\x91\x02\n" +
 	"\x06RootFS\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12.\n" +
 	"\x06verity\x18\x02 \x01(\v2\x16.manis.agent.v1.VerityR\x06verity\x12\x1a\n" +
@@ -4601,7 +4611,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"tmpfsBytes\x12\x14\n" +
 	"\x05share\x18\x06 \x01(\tR\x05share\x12\x14\n" +
 	"\x05image\x18\a \x01(\tR\x05image\x12\x14\n" +
-	"\x05layer\x18\b \x01(\tR\x05layer\"\xed\x01\n" +
+	"\x05layer\x18\b \x01(\tR\x05layer\x12!\n" +
+	"\fsealed_bytes\x18\t \x01(\x04R\vsealedBytes\"\xed\x01\n" +
 	"\x06Verity\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12(\n" +

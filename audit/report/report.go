@@ -132,6 +132,7 @@ var meanings = map[string]string{
 	audit.Started:  "its first process was started",
 	audit.Denied:   "the agent refused a request of the host's",
 	audit.Exited:   "a container's first process ended",
+	audit.Tampered: "blocks of the container's encrypted disk were not what had been written: somebody has changed the disk, or it is broken; the container got an error instead",
 	audit.Closed:   "the log ends: nothing follows",
 	audit.Muted:    "from here on refusals are counted, not written down",
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"manis/container"
+	"manis/storage"
 	"manis/trust"
 )
 
@@ -27,7 +29,9 @@ func (f *Flags) setClass(c *container.Config, img *Image, _ []string, h Host) er
 		return fmt.Errorf("invalid class %q: there are standard and confidential", f.class)
 	}
 	c.Class = container.Confidential
-	c.Scratch.Memory = true
+	if err := f.setLayer(c); err != nil {
+		return err
+	}
 	if f.hostname == "" {
 		c.Hostname = confidentialHost
 	}
@@ -79,6 +83,31 @@ func (f *Flags) setClass(c *container.Config, img *Image, _ []string, h Host) er
 	}
 	return nil
 }
+
+// setLayer says where the writable layer is: in memory, unless it is asked for on a disk, which the guest encrypts and whose size the
+// manifest has to know.
+func (f *Flags) setLayer(c *container.Config) error {
+	c.Scratch.Memory = true
+	for _, s := range f.storageOpt {
+		if key, value, _ := strings.Cut(s, "="); key == "type" {
+			c.Scratch.Memory = value != "disk"
+		}
+	}
+	if c.Scratch.Memory || c.ReadOnly {
+		return nil
+	}
+	if c.Scratch.Bytes == 0 {
+		c.Scratch.Bytes = storage.DefaultScratchSize
+	}
+	c.Scratch.Bytes = (c.Scratch.Bytes + 1<<20 - 1) &^ (1<<20 - 1)
+	if c.Scratch.Bytes > maxEncrypted {
+		return fmt.Errorf("--storage-opt size: an encrypted disk has at most %d GiB", maxEncrypted>>30)
+	}
+	return nil
+}
+
+// maxEncrypted is the largest disk that a guest encrypts, bytes.
+const maxEncrypted = 1 << 40
 
 // bundlePath finds where an audit bundle is to go, before anything runs whose bundle would be lost.
 func bundlePath(path string) (string, error) {

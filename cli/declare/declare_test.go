@@ -495,3 +495,31 @@ func FuzzLines(f *testing.F) {
 		}
 	})
 }
+
+// The writable layer of the class confidential is in memory unless a disk is asked for, whose size is never left to the host.
+func TestConfidentialLayer(t *testing.T) {
+	for line, want := range map[string]container.Scratch{
+		"":                          {Memory: true},
+		"--storage-opt size=64m":    {Memory: true, Bytes: 64 << 20},
+		"--storage-opt type=memory": {Memory: true},
+		"--storage-opt type=disk":   {Bytes: 10 << 30},
+		"--storage-opt type=disk --storage-opt size=64m":      {Bytes: 64 << 20},
+		"--storage-opt size=67108865 --storage-opt type=disk": {Bytes: 65 << 20},
+		"--storage-opt type=disk --storage-opt type=memory":   {Memory: true},
+	} {
+		f := Flags{Drafting: true}
+		fs := pflag.NewFlagSet("manifest", pflag.ContinueOnError)
+		f.Register(fs)
+		if err := fs.Parse(append([]string{"--class", "confidential", "--no-healthcheck"}, strings.Fields(line)...)); err != nil {
+			t.Fatal(err)
+		}
+		img := image()
+		img.Config.Volumes, img.Config.Healthcheck = nil, nil
+		c, err := f.Config(img, nil, host)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+		} else if c.Scratch != want {
+			t.Errorf("%s: %+v", line, c.Scratch)
+		}
+	}
+}

@@ -53,7 +53,10 @@ func Build(cfg *container.Config, env Environment) (*agent.CreateContainerReques
 		// The list of mounts below is complete, and its order matters.
 		NoDefaultMounts: true,
 	}
-	if env.ScratchDisk == "" {
+	switch {
+	case env.ScratchDisk != "" && cfg.Class == container.Confidential:
+		r.Rootfs.SealedBytes = cfg.Scratch.Bytes
+	case env.ScratchDisk == "":
 		r.Rootfs.TmpfsBytes = cfg.Scratch.Bytes
 	}
 	r.MaskedPaths, r.ReadonlyPaths = hiddenPaths(&cfg.Security)

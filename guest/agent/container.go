@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	api "manis/api/agent"
+	"manis/guest/block"
 )
 
 // maxExecs bounds the processes that the host runs in one container at a time,
@@ -25,7 +26,10 @@ type container struct {
 	dir     string
 	request *api.CreateContainerRequest
 	cgroup  *cgroup
-	verity  *verity
+	verity  *block.Mapped
+	// sealer encrypts disks; nil: nobody does. unseal gives its disk back, if there is one.
+	sealer Sealer
+	unseal func() error
 
 	// thread lives in the container's namespaces until the first process does. The
 	// new PID namespace exists only on it: no process has entered it yet.
@@ -127,6 +131,7 @@ func (s *service) CreateContainer(ctx context.Context, r *api.CreateContainerReq
 		return nil, fail(codes.InvalidArgument, fmt.Errorf("more than %d hooks", maxHooks))
 	}
 	c := &container{id: r.Id, dir: containersDir + "/" + r.Id, request: r, execs: make(map[string]*process), ending: make(chan struct{})}
+	c.sealer, _ = s.protector.(Sealer)
 	s.mu.Lock()
 	switch {
 	case !s.isSetUp:
@@ -502,7 +507,10 @@ func (c *container) remove(ctx context.Context) error {
 	c.disks = nil
 	note(c.releaseVolumes())
 	if c.verity != nil {
-		note(c.verity.remove())
+		note(c.verity.Remove())
+	}
+	if c.unseal != nil {
+		note(c.unseal())
 	}
 	if c.cgroup != nil {
 		note(c.cgroup.remove())

@@ -14,6 +14,14 @@ type Guard interface {
 	Failed(method string, request any, err error)
 }
 
+// Sealer is a guard that encrypts disks.
+type Sealer interface {
+	// Seal makes an empty ext4 on a disk, of which the host can neither read anything nor change anything unnoticed, for the
+	// writable layer of a container. It returns the device and the options to mount it with; unseal, to be called once after it
+	// is no longer mounted, or about to be, gives it back.
+	Seal(container, disk string, bytes uint64) (path, options string, unseal func() error, err error)
+}
+
 // guarded has the guard asked between a request's being decoded and served.
 func (s *service) guarded(method string, unmarshal func(any) error, passed *any) func(any) error {
 	return func(to any) error {

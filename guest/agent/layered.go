@@ -1,22 +1,21 @@
 package agent
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
 	api "manis/api/agent"
+	"manis/guest/block"
 )
 
 // layerRoot makes the root filesystem of an image in a file of a share, and of a writable layer in a directory of one.
 // What is only read is then kept in this machine's memory, and the host is not asked; what is written is on the host at once.
 func (c *container) layerRoot(r *api.RootFS) error {
-	if r.Image == "" || r.Layer == "" || r.Share != "" || r.Disk != "" || r.Verity != nil || r.ScratchDisk != "" || r.TmpfsBytes != 0 {
+	if r.Image == "" || r.Layer == "" || r.Share != "" || r.Disk != "" || r.Verity != nil || r.ScratchDisk != "" || r.SealedBytes != 0 || r.TmpfsBytes != 0 {
 		return fail(codes.InvalidArgument, errors.New("a root filesystem of image and layer on shares needs both, and has neither disks nor another writable layer"))
 	}
 	lower, upper, root := c.dir+"/lower", c.dir+"/upper", c.dir+"/root"
@@ -57,58 +56,11 @@ func mountImage(source, dir string) error {
 		return fmt.Errorf("open: %w", err)
 	}
 	defer unix.Close(file)
-	loop, name, err := openLoop(file)
+	loop, name, err := block.Loop(file, true)
 	if err != nil {
 		return err
 	}
 	// Once it is mounted, the device is freed with the mount.
 	defer unix.Close(loop)
 	return mountEROFS(name, dir)
-}
-
-const (
-	loopMajor     = 7
-	loopReadOnly  = 1 // LO_FLAGS_READ_ONLY
-	loopAutoClear = 4 // LO_FLAGS_AUTOCLEAR
-	// loopTime bounds the wait for a device that no other thread takes first.
-	loopTime = 5 * time.Second
-)
-
-// openLoop makes the open file a block device, read-only, which ends when nobody uses it any more: struct loop_config
-// of the kernel's include/uapi/linux/loop.h.
-func openLoop(file int) (fd int, name string, err error) {
-	control, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, "", fmt.Errorf("open loop control: %w", err)
-	}
-	defer unix.Close(control)
-	for deadline := time.Now().Add(loopTime); ; {
-		n, err := unix.IoctlRetInt(control, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return -1, "", fmt.Errorf("find a free loop device: %w", err)
-		}
-		name := "/dev/loop" + strconv.Itoa(n)
-		fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
-			err = unix.Mknod(name, unix.S_IFBLK|0o600, int(unix.Mkdev(loopMajor, uint32(n))))
-			if err == nil || err == unix.EEXIST {
-				fd, err = unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			}
-		}
-		if err != nil {
-			return -1, "", fmt.Errorf("open loop device: %w", err)
-		}
-		config := make([]byte, 304)
-		binary.LittleEndian.PutUint32(config[0:], uint32(file))
-		binary.LittleEndian.PutUint32(config[4:], 4096) // block size of EROFS
-		binary.LittleEndian.PutUint32(config[8+52:], loopReadOnly|loopAutoClear)
-		err = ioctl(fd, unix.LOOP_CONFIGURE, config)
-		if err == nil {
-			return fd, name, nil
-		}
-		unix.Close(fd)
-		if err != unix.EBUSY || time.Now().After(deadline) {
-			return -1, "", fmt.Errorf("set up a loop device: %w", err)
-		}
-	}
 }

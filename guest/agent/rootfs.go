@@ -40,7 +40,7 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		if c.verity, err = openVerity(dev, r.Verity); err != nil {
 			return fmt.Errorf("check root disk %q: %w", r.Disk, err)
 		}
-		dev = c.verity.path
+		dev = c.verity.Path()
 	}
 	if err := mountEROFS(dev, lower); err != nil {
 		switch {
@@ -56,12 +56,20 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
+		options := ""
+		if r.SealedBytes != 0 {
+			if scratch, options, err = c.seal(scratch, r.SealedBytes); err != nil {
+				return err
+			}
+		}
+		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options); err != nil {
 			return fmt.Errorf("mount scratch disk %q as ext4: %w", r.ScratchDisk, err)
 		}
 		if err := c.use(scratch, unix.AT_FDCWD, upper); err != nil {
 			return err
 		}
+	} else if r.SealedBytes != 0 {
+		return fail(codes.InvalidArgument, errors.New("an encrypted writable layer needs a disk"))
 	} else {
 		data := "mode=0755"
 		if r.TmpfsBytes != 0 {
@@ -88,6 +96,18 @@ func (c *container) buildRoot(r *api.RootFS) error {
 	return nil
 }
 
+// seal has the guard make an encrypted disk out of one, and an empty ext4 on it, and returns where it is and how that
+// is mounted.
+func (c *container) seal(disk string, bytes uint64) (path, options string, err error) {
+	if c.sealer == nil {
+		return "", "", fail(codes.Unimplemented, errors.New("only the agent of a confidential machine encrypts its disks"))
+	}
+	if path, options, c.unseal, err = c.sealer.Seal(c.id, disk, bytes); err != nil {
+		return "", "", fmt.Errorf("encrypt the writable layer: %w", err)
+	}
+	return path, options, nil
+}
+
 // mountEROFS mounts the image on a block device at dir.
 func mountEROFS(dev, dir string) error {
 	err := unix.Mount(dev, dir, "erofs", unix.MS_RDONLY|unix.MS_NOATIME, "")
@@ -99,7 +119,7 @@ func mountEROFS(dev, dir string) error {
 
 // shareRoot makes an entry of a share the root filesystem, as it is.
 func (c *container) shareRoot(r *api.RootFS) error {
-	if r.Disk != "" || r.Verity != nil || r.ScratchDisk != "" || r.TmpfsBytes != 0 {
+	if r.Disk != "" || r.Verity != nil || r.ScratchDisk != "" || r.SealedBytes != 0 || r.TmpfsBytes != 0 {
 		return fail(codes.InvalidArgument, errors.New("a root filesystem on a share has neither disk nor writable layer"))
 	}
 	fd, err := cloneShare(r.Share)

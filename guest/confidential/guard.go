@@ -63,11 +63,13 @@ type Guard struct {
 	created []string
 	started map[string]bool
 	ended   map[string]uint32
+	// disks are the encrypted ones of containers, by the host's ids.
+	disks map[string]*watched
 }
 
 // New makes the guard of a machine that has just booted.
 func New() *Guard {
-	return &Guard{started: make(map[string]bool), ended: make(map[string]uint32)}
+	return &Guard{started: make(map[string]bool), ended: make(map[string]uint32), disks: make(map[string]*watched)}
 }
 
 // Register adds the service by which the host hands documents over.
@@ -213,7 +215,11 @@ func (g *Guard) permitCreate(r *agent.CreateContainerRequest) error {
 		}
 	}
 	g.created = append(g.created, r.Id)
-	g.log.Add(audit.Created, map[string]string{"container": g.index(r.Id), "root": c.Root.Hash})
+	what := map[string]string{"container": g.index(r.Id), "root": c.Root.Hash}
+	if c.Root.DiskBytes != 0 {
+		what["disk"] = fmt.Sprint(c.Root.DiskBytes)
+	}
+	g.log.Add(audit.Created, what)
 	return nil
 }
 
@@ -242,6 +248,9 @@ func (g *Guard) After(method string, request, reply any) {
 		return
 	}
 	g.ended[r.Id] = w.ExitCode
+	if d := g.disks[r.Id]; d != nil {
+		g.look(r.Id, d, true)
+	}
 	g.log.Add(audit.Exited, map[string]string{"container": g.index(r.Id), "code": fmt.Sprint(w.ExitCode)})
 	if len(g.ended) == len(g.manifest.Containers) {
 		g.log.Add(audit.Closed, nil)

@@ -23,11 +23,12 @@ var verbs = map[string]func(args []string) error{
 	"ids":      ids,
 	"secrets":  secrets,
 	"watch":    watch,
+	"keep":     keep,
 }
 
 func main() {
 	if len(os.Args) < 2 || verbs[os.Args[1]] == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|habits|mapped|hold|fork|writable|writefd|ids|secrets|watch ...")
+		fmt.Fprintln(os.Stderr, "usage: probe tree|dial|serve|lookup|habits|mapped|hold|fork|writable|writefd|ids|secrets|watch|keep ...")
 		os.Exit(2)
 	}
 	if err := verbs[os.Args[1]](os.Args[2:]); err != nil {

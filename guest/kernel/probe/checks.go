@@ -49,7 +49,7 @@ var fileSystems = []check{
 		}
 		return exists(fmt.Sprintf("/tmp/pts/%d", n))()
 	}},
-	{"device mapper with verity and crypt", deviceMapper},
+	{"device mapper with verity, crypt and integrity", deviceMapper},
 	{"ciphers", func() error { return holds("/proc/crypto", "aes-generic", "sha256-generic", "crc32c-generic") }},
 }
 
@@ -90,7 +90,7 @@ func deviceMapper() error {
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), listVersions, uintptr(unsafe.Pointer(&b[0]))); errno != 0 {
 		return errno
 	}
-	for _, target := range []string{"verity\x00", "crypt\x00", "linear\x00"} {
+	for _, target := range []string{"verity\x00", "crypt\x00", "integrity\x00", "linear\x00"} {
 		if !bytes.Contains(b, []byte(target)) {
 			return fmt.Errorf("no target %s", strings.TrimRight(target, "\x00"))
 		}
