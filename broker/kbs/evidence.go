@@ -117,7 +117,8 @@ func (s *Server) quoteEvidence(p *broker.Proof, primary, binding []byte, cmdline
 }
 
 // verify checks that the quote is signed, for binding (cut to 32 bytes, as the attester does) and over all PCRs, and returns their values.
-func (q *quote) verify(binding []byte) ([][]byte, error) {
+func (q *quote) verify(binding []byte) (values [][]byte, err error) {
+	defer attest.Contain(&err)
 	signed, err := q.signed()
 	if err != nil {
 		return nil, err
@@ -133,7 +134,8 @@ func (q *quote) verify(binding []byte) ([][]byte, error) {
 	if len(sel) != 1 || sel[0].Hash != tpm2.TPMAlgSHA256 || !bytes.Equal(sel[0].PCRSelect, []byte{0xff, 0xff, 0xff}) || len(q.Quote.PCRs) != pcrs {
 		return nil, fmt.Errorf("the quote is not over the %d PCRs of the SHA-256 bank", pcrs)
 	}
-	values, h := make([][]byte, pcrs), sha256.New()
+	values = make([][]byte, pcrs)
+	h := sha256.New()
 	for i, s := range q.Quote.PCRs {
 		if values[i], err = hex.DecodeString(s); err != nil || len(values[i]) != sha256.Size {
 			return nil, fmt.Errorf("PCR %d is not a SHA-256 in hex", i)

@@ -7,15 +7,19 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
+	"github.com/google/go-tpm/tpm2"
 
 	"manis/attest"
 	"manis/attest/tpm/tpmtest"
@@ -541,6 +545,36 @@ func FuzzAttestation(f *testing.F) {
 		}
 		if a != nil {
 			a.InitData.read()
+		}
+	})
+}
+
+// someQuote is a statement of a TPM (swtpm), of qualifying data that are zeros.
+const someQuote = "/1RDR4AYACIACwfTFha6k4Qnmx2DTEx/onoS4eOFxeWkG7UffuwV/MXBACAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAEUaCz8r9xudngBo4xShN+KfTAAAAABAAsD////ACABneZMkxhlXkIsPQODEWmJbjHwKh105Nj+9XW/Tg11+g=="
+
+// FuzzQuote: whatever a key of the client's own has signed, it is read or refused, and only for the binding.
+func FuzzQuote(f *testing.F) {
+	signer, err := rsa.GenerateKey(rand.Reader, 2048)
+	check(f, err)
+	public, err := x509.MarshalPKIXPublicKey(signer.Public())
+	check(f, err)
+	message, err := base64.StdEncoding.DecodeString(someQuote)
+	check(f, err)
+	f.Add(message)
+	f.Fuzz(func(t *testing.T, message []byte) {
+		q := &quote{Key: public}
+		d := sha256.Sum256(message)
+		sig, err := rsa.SignPKCS1v15(rand.Reader, signer, crypto.SHA256, d[:])
+		check(t, err)
+		q.Quote.Message, q.Quote.PCRs = message, slices.Repeat([]string{strings.Repeat("00", 32)}, pcrs)
+		q.Quote.Signature = tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgRSASSA, Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgRSASSA, &tpm2.TPMSSignatureRSA{
+			Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig},
+		})})
+		if _, err := q.signed(); err != nil && base64.StdEncoding.EncodeToString(message) == someQuote {
+			t.Errorf("a real quote is not read: %v", err)
+		}
+		if _, err := q.verify(bytes.Repeat([]byte{1}, 48)); err == nil && !bytes.Contains(message, bytes.Repeat([]byte{1}, 32)) {
+			t.Error("it is accepted for another binding")
 		}
 	})
 }
