@@ -34,7 +34,7 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, a Attendant) (err err
 		closeAll(a.Streams.files())
 		return err
 	}
-	process.Rows, process.Columns = r.Rows, r.Columns
+	process.User, process.Rows, process.Columns = r.User, r.Rows, r.Columns
 	if x.streams, err = newStreams(process.Terminal, a.Streams); err != nil {
 		return err
 	}
