@@ -150,7 +150,8 @@ func (a *app) listEngines(ctx context.Context) ([]*pod.Found, error) {
 	return list, err
 }
 
-// rowsOf are a pod's containers, newest first, that are wanted: where there is none, the pod.
+// rowsOf are a pod's containers, newest first, that are wanted: where there is none, the pod, unless that is there for one
+// container only.
 func rowsOf(p *pod.Found, wanted func(*engineContainer) bool) []*engineContainer {
 	var rows []*engineContainer
 	for _, c := range slices.Backward(p.Description.Containers) {
@@ -158,13 +159,15 @@ func rowsOf(p *pod.Found, wanted func(*engineContainer) bool) []*engineContainer
 			rows = append(rows, e)
 		}
 	}
-	if len(rows) > 0 {
-		return rows
+	if e := (&engineContainer{p, nil}); len(rows) == 0 && !ofOne(p) && wanted(e) {
+		rows = append(rows, e)
 	}
-	if e := (&engineContainer{p, nil}); wanted(e) {
-		return []*engineContainer{e}
-	}
-	return nil
+	return rows
+}
+
+// ofOne reports whether the pod is only there for a container, whose id it has.
+func ofOne(p *pod.Found) bool {
+	return slices.ContainsFunc(p.Description.Containers, func(c pod.Described) bool { return c.ID == p.Description.ID })
 }
 
 // orEngines looks for what was no container of this command line's among those of engines. Both results are nil when err is.
@@ -187,13 +190,10 @@ func (a *app) inEngines(ctx context.Context, ref string) (*engineContainer, erro
 	}
 	var all []*engineContainer
 	for _, p := range list {
-		own := true
 		for _, c := range p.Description.Containers {
 			all = append(all, &engineContainer{p, &c})
-			// Some have the pod's id, or name.
-			own = own && c.ID != p.Description.ID
 		}
-		if own {
+		if !ofOne(p) {
 			all = append(all, &engineContainer{p, nil})
 		}
 	}
