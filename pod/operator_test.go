@@ -43,6 +43,21 @@ func TestOperate(t *testing.T) {
 			t.Errorf("%s of a container that is not there: %v", verb, err)
 		}
 	}
+	// One that is being made, for which there is no machine yet.
+	if err := p.add(&member{pod: p, id: "early", status: specs.StateCreating, done: make(chan struct{})}); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := list[0].Describe(t.Context()); err != nil || len(d.Containers) != 1 || d.Containers[0].ID != "early" || d.Containers[0].Status != specs.StateCreating {
+		t.Errorf("%+v, %v", d, err)
+	}
+	for _, verb := range []string{"process", "processes", "stats"} {
+		if err := list[0].call(t.Context(), verb, ref{"early"}, nil); !errors.Is(err, ErrState) {
+			t.Errorf("%s of a container that is being made: %v", verb, err)
+		}
+	}
+	if s, err := list[0].Attend(t.Context(), &ExecRequest{ID: "early"}, os.Stdin, os.Stdout, os.Stderr); !errors.Is(err, ErrState) {
+		t.Errorf("exec in a container that is being made: %v, %v", s, err)
+	}
 	o.Close()
 	if list, err := List(t.Context(), places); err != nil || len(list) != 0 {
 		t.Errorf("a pod that has ended: %v, %v", list, err)
@@ -93,6 +108,8 @@ func TestList(t *testing.T) {
 			if err != nil {
 				return
 			}
+			var r request
+			receive(conn.(*net.UnixConn), &r)
 			conn.Write([]byte{0xff, 0xff, 0xff, 0xff})
 			conn.Close()
 		}

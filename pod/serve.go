@@ -232,6 +232,13 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 		return nil, err
 	}
 	switch r.Verb {
+	case "process", "processes", "stats":
+		// Before that there may be no machine.
+		if err := m.need("look into", specs.StateCreated, starting, specs.StateRunning, specs.StateStopped); err != nil {
+			return nil, err
+		}
+	}
+	switch r.Verb {
 	case "update":
 		var u UpdateRequest
 		if err := json.Unmarshal(r.Body, &u); err != nil {
@@ -261,9 +268,6 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 	case "status":
 		return m.report(), nil
 	case "process":
-		if err := m.need("look at", specs.StateCreated, starting, specs.StateRunning, specs.StateStopped); err != nil {
-			return nil, err
-		}
 		return m.bundle.Spec.Process, nil
 	case "stats":
 		if !p.Permits("stats") {

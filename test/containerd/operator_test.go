@@ -104,6 +104,16 @@ func TestOperator(t *testing.T) {
 		m.Fails(t, 127, "nonesuch", "exec", one, "/nonesuch")
 		m.Fails(t, 1, "no such container", "exec", ended, "true")
 		m.Fails(t, 1, "--privileged", "exec", "--privileged", one, "true")
+		// The operator's policy holds here, too.
+		config := t.TempDir()
+		if err := os.WriteFile(filepath.Join(config, "policy.yaml"), []byte("version: 1\nprofile: standard\nusers: {root: false}\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		held := operator(t)
+		held.Env = append(slices.Clone(held.Env), "MANIS_CONFIG="+config)
+		held.Fails(t, 125, "users.root (line 3)", "exec", one, "true")
+		held.Fails(t, 125, "users.root (line 3)", "exec", "-u", "root", one, "true")
+		held.OK(t, "exec", "-u", "1234", one, "true")
 		m.OK(t, "exec", "-d", one, "sh", "-c", "echo done >/tmp/detached")
 		stage.Eventually(t, "what a detached command does", func() bool {
 			out, _ := p.exec(one, "cat", "/tmp/detached")
