@@ -65,8 +65,10 @@ func (a *app) exec(ctx context.Context, name string, args []string, f execFlags)
 		return errors.New("cannot attach stdin to a TTY-enabled container because stdin is not a terminal (leave -t out)")
 	}
 	client, err := a.connectRunning(ctx, name)
-	if err != nil {
+	if e, err := a.orEngines(ctx, name, err); err != nil {
 		return err
+	} else if e != nil {
+		return a.execInEngine(ctx, e, args, env, f)
 	}
 	defer client.Close()
 	if err := a.permitExec(name, &f); err != nil {

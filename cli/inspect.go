@@ -86,9 +86,22 @@ func (a *app) inspect(ctx context.Context, names []string, f inspectFlags) error
 			if !absent(err) {
 				return err
 			}
-			if len(kinds) == 1 {
+			if len(kinds) == 1 && kind != "container" {
 				return fmt.Errorf("no such %s: %s", kind, name)
 			}
+		}
+		if slices.Contains(kinds, "container") {
+			e, err := a.inEngines(ctx, name)
+			if err != nil && !absent(err) {
+				return err
+			}
+			if err == nil {
+				objects = append(objects, engineShapeOf(e))
+				return nil
+			}
+		}
+		if len(kinds) == 1 {
+			return fmt.Errorf("no such %s: %s", kinds[0], name)
 		}
 		return fmt.Errorf("%w: %s", errNoObject, name)
 	})

@@ -73,8 +73,10 @@ func (a *app) logs(ctx context.Context, name string, f logsFlags) error {
 		}
 	}
 	c, err := a.container(name)
-	if err != nil {
+	if e, err := a.orEngines(ctx, name, err); err != nil {
 		return err
+	} else if e != nil {
+		return a.logsOfEngine(ctx, e, q, f)
 	}
 	cfg, err := c.Config()
 	if err != nil {

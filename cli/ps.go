@@ -34,24 +34,29 @@ var psFilters = []string{
 }
 
 type psFlags struct {
-	all, quiet, noTrunc, size, latest bool
-	last                              int
-	format                            string
-	filters                           []string
+	all, quiet, noTrunc, size, latest, engines bool
+	last                                       int
+	format                                     string
+	filters                                    []string
 }
 
 func (a *app) psCommand() *cobra.Command {
 	var f psFlags
 	cmd := &cobra.Command{
-		Use:               "ps [OPTIONS]",
-		Aliases:           []string{"list", "ls"},
-		Short:             "List containers",
+		Use:     "ps [OPTIONS]",
+		Aliases: []string{"list", "ls"},
+		Short:   "List containers",
+		Long: `List containers of this command line, or with --engines those that engines run with Manis on this host: Kubernetes and containerd, Docker, Podman.
+
+With --engines a pod has a row of its own as long as no container of it is shown, or when it does not answer. Filters are then id, name and status. MACHINE is the
+process of the virtual machine, which the containers of a pod share.`,
 		Args:              needs(0, 0),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return a.ps(cmd.Context(), f) },
 	}
 	fs := cmd.Flags()
 	fs.BoolVarP(&f.all, "all", "a", false, "Show all containers (default shows just running)")
+	fs.BoolVar(&f.engines, "engines", false, "Show the containers of Kubernetes, containerd, Docker and Podman instead")
 	fs.VarP((*declare.List)(&f.filters), "filter", "f", "Filter output based on conditions provided")
 	fs.StringVar(&f.format, "format", "", formatHelp)
 	fs.IntVarP(&f.last, "last", "n", -1, "Show n last created containers (includes all states)")
@@ -98,6 +103,9 @@ func (a *app) list() ([]listed, error) {
 }
 
 func (a *app) ps(ctx context.Context, f psFlags) error {
+	if f.engines {
+		return a.psEngines(ctx, f)
+	}
 	set, err := filter.Parse(f.filters, psFilters...)
 	if err != nil {
 		return err

@@ -19,8 +19,8 @@ import (
 )
 
 type statsFlags struct {
-	all, noStream, noTrunc bool
-	format                 string
+	all, noStream, noTrunc, engines bool
+	format                          string
 }
 
 func (a *app) statsCommand() *cobra.Command {
@@ -37,6 +37,7 @@ func (a *app) statsCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&f.all, "all", "a", false, "Show all containers (default shows just running)")
+	cmd.Flags().BoolVar(&f.engines, "engines", false, "Show the containers of Kubernetes, containerd, Docker and Podman instead")
 	cmd.Flags().StringVar(&f.format, "format", "", formatHelp)
 	cmd.Flags().BoolVar(&f.noStream, "no-stream", false, "Disable streaming stats and only pull the first result")
 	cmd.Flags().BoolVar(&f.noTrunc, "no-trunc", false, "Do not truncate output")
@@ -79,7 +80,7 @@ func (a *app) stats(ctx context.Context, names []string, f statsFlags) error {
 	tick := time.NewTicker(statsEvery)
 	defer tick.Stop()
 	for n := 0; ; n++ {
-		list, err := a.statsTargets(names, f.all)
+		list, err := a.statsTargets(ctx, names, f)
 		if err != nil {
 			return err
 		}
@@ -104,9 +105,25 @@ func (a *app) stats(ctx context.Context, names []string, f statsFlags) error {
 	}
 }
 
-func anyLive(list []listed) bool {
-	for _, l := range list {
-		if l.st.Status.Live() {
+// measured is a container whose figures are shown.
+type measured struct {
+	id, name string
+	live     bool
+	own      *container.Container // nil: it is an engine's
+	engine   *engineContainer
+}
+
+func ownMeasured(l listed) measured {
+	return measured{id: l.c.ID, name: l.cfg.Name, live: l.st.Status.Live(), own: l.c}
+}
+
+func engineMeasured(e *engineContainer) measured {
+	return measured{id: e.id(), name: e.name(), live: e.live(), engine: e}
+}
+
+func anyLive(list []measured) bool {
+	for _, m := range list {
+		if m.live {
 			return true
 		}
 	}
@@ -126,25 +143,39 @@ func (a *app) showStats(rows []statsRow, format string, live bool) error {
 }
 
 // statsTargets finds the containers to show.
-func (a *app) statsTargets(names []string, all bool) ([]listed, error) {
+func (a *app) statsTargets(ctx context.Context, names []string, f statsFlags) ([]measured, error) {
+	var list []measured
 	if len(names) == 0 {
-		list, err := a.list()
-		if err != nil || all {
-			return list, err
-		}
-		var running []listed
-		for _, l := range list {
-			if l.st.Status.Live() {
-				running = append(running, l)
+		add := func(m measured) {
+			if f.all || m.live {
+				list = append(list, m)
 			}
 		}
-		return running, nil
+		if f.engines {
+			pods, err := a.listEngines(ctx)
+			for _, p := range pods {
+				for _, c := range p.Description.Containers {
+					add(engineMeasured(&engineContainer{p, &c}))
+				}
+			}
+			return list, err
+		}
+		own, err := a.list()
+		for _, l := range own {
+			add(ownMeasured(l))
+		}
+		return list, err
 	}
-	var list []listed
 	for _, name := range names {
 		c, err := a.container(name)
-		if err != nil {
+		if e, err := a.orEngines(ctx, name, err); err != nil {
 			return nil, err
+		} else if e != nil {
+			if err := e.inside(); err != nil {
+				return nil, err
+			}
+			list = append(list, engineMeasured(e))
+			continue
 		}
 		cfg, err := c.Config()
 		if err != nil {
@@ -154,7 +185,7 @@ func (a *app) statsTargets(names []string, all bool) ([]listed, error) {
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, listed{c, cfg, st})
+		list = append(list, ownMeasured(listed{c, cfg, st}))
 	}
 	return list, nil
 }
@@ -172,17 +203,17 @@ func (m *meter) close() {
 }
 
 // measure asks every container at the same time.
-func (a *app) measure(ctx context.Context, list []listed, watched map[string]*meter, noTrunc bool) []statsRow {
+func (a *app) measure(ctx context.Context, list []measured, watched map[string]*meter, noTrunc bool) []statsRow {
 	rows := make([]statsRow, len(list))
 	var wg sync.WaitGroup
 	for i, l := range list {
-		m := watched[l.c.ID]
+		m := watched[l.id]
 		if m == nil {
 			m = new(meter)
-			watched[l.c.ID] = m
+			watched[l.id] = m
 		}
 		wg.Go(func() {
-			now, cpu := m.read(ctx, l.c)
+			now, cpu := m.read(ctx, l)
 			rows[i] = newStatsRow(l, now, cpu, noTrunc)
 		})
 	}
@@ -192,29 +223,39 @@ func (a *app) measure(ctx context.Context, list []listed, watched map[string]*me
 
 // read returns the present figures and the share of one CPU that was used since the
 // last call, in percent. A container that does not answer has none.
-func (m *meter) read(ctx context.Context, c *container.Container) (now *monitorapi.StatsResponse, cpu float64) {
+func (m *meter) read(ctx context.Context, of measured) (now *monitorapi.StatsResponse, cpu float64) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if m.client == nil {
-		client, err := monitor.Connect(ctx, c)
-		if err != nil {
-			m.last = nil
-			return nil, 0
-		}
-		m.client = client
+	var err error
+	if of.own != nil {
+		now, err = m.ask(ctx, of.own)
+	} else {
+		now, err = engineFigures(ctx, of.engine)
 	}
-	now, err := m.client.API().Stats(ctx, &monitorapi.Empty{})
 	if err != nil {
-		if lost(m.client) || errors.Is(err, context.DeadlineExceeded) {
-			m.close()
-			m.client = nil
-		}
 		m.last = nil
 		return nil, 0
 	}
 	cpu = cpuPercent(m.last, now)
 	m.last = now
 	return now, cpu
+}
+
+// ask asks the container's monitor, to which it stays connected.
+func (m *meter) ask(ctx context.Context, c *container.Container) (*monitorapi.StatsResponse, error) {
+	if m.client == nil {
+		client, err := monitor.Connect(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		m.client = client
+	}
+	now, err := m.client.API().Stats(ctx, &monitorapi.Empty{})
+	if err != nil && (lost(m.client) || errors.Is(err, context.DeadlineExceeded)) {
+		m.close()
+		m.client = nil
+	}
+	return now, err
 }
 
 func cpuPercent(before, now *monitorapi.StatsResponse) float64 {
@@ -225,10 +266,10 @@ func cpuPercent(before, now *monitorapi.StatsResponse) float64 {
 	return used / float64(now.ReadUnixNs-before.ReadUnixNs) * 100
 }
 
-func newStatsRow(l listed, s *monitorapi.StatsResponse, cpu float64, noTrunc bool) statsRow {
+func newStatsRow(l measured, s *monitorapi.StatsResponse, cpu float64, noTrunc bool) statsRow {
 	const unknown = "--"
 	r := statsRow{
-		ID: shortened(l.c.ID, noTrunc), Container: shortened(l.c.ID, noTrunc), Name: l.cfg.Name,
+		ID: shortened(l.id, noTrunc), Container: shortened(l.id, noTrunc), Name: printable(l.name),
 		BlockIO: unknown + " / " + unknown, CPUPerc: unknown, MemPerc: unknown, MemUsage: unknown + " / " + unknown,
 		NetIO: unknown + " / " + unknown, PIDs: unknown, HostMem: unknown,
 	}

@@ -26,6 +26,13 @@ func (a *app) topCommand() *cobra.Command {
 			if len(args) > 1 {
 				return errors.New("options for ps are not supported: the processes are listed by the guest's agent, not by a ps program")
 			}
+			if _, err := a.container(args[0]); err != nil {
+				e, err := a.orEngines(cmd.Context(), args[0], err)
+				if err != nil {
+					return err
+				}
+				return a.topOfEngine(cmd.Context(), e)
+			}
 			return a.ask(cmd.Context(), args[0], "list the processes of", func(ctx context.Context, api monitorapi.MonitorService) error {
 				ctx, cancel := context.WithTimeout(ctx, requestTime)
 				defer cancel()
@@ -33,19 +40,23 @@ func (a *app) topCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				w := tabwriter.NewWriter(a.out, 20, 1, 3, ' ', 0)
-				fmt.Fprintln(w, strings.Join(list.Titles, "\t"))
-				for _, row := range list.Rows {
-					cells := slices.Clone(row.Cells)
-					for i, c := range cells {
-						cells[i] = printable(c)
-					}
-					fmt.Fprintln(w, strings.Join(cells, "\t"))
-				}
-				return w.Flush()
+				return a.showProcesses(list)
 			})
 		},
 	}
+}
+
+func (a *app) showProcesses(list *monitorapi.TopResponse) error {
+	w := tabwriter.NewWriter(a.out, 20, 1, 3, ' ', 0)
+	fmt.Fprintln(w, strings.Join(list.Titles, "\t"))
+	for _, row := range list.Rows {
+		cells := slices.Clone(row.Cells)
+		for i, c := range cells {
+			cells[i] = printable(c)
+		}
+		fmt.Fprintln(w, strings.Join(cells, "\t"))
+	}
+	return w.Flush()
 }
 
 // printable takes the sting out of text that the guest chose: a process may call

@@ -17,6 +17,7 @@ import (
 
 	"manis/api/agent"
 	"manis/api/monitor"
+	"manis/vmm"
 )
 
 func (f *front) Stats(ctx context.Context, _ *monitor.Empty) (*monitor.StatsResponse, error) {
@@ -28,7 +29,12 @@ func (f *front) Stats(ctx context.Context, _ *monitor.Empty) (*monitor.StatsResp
 	if err != nil {
 		return nil, wireError(err)
 	}
-	info := r.sandbox.VM().Info()
+	return Figures(s, r.sandbox.VM().Info(), os.Getpid()), nil
+}
+
+// Figures are a container's counters as its guest has them, with what docker makes of them and what the host pays. The machine's
+// monitor is in the process owner.
+func Figures(s *agent.StatsResponse, info vmm.Info, owner int) *monitor.StatsResponse {
 	limit := s.MemoryLimitBytes
 	if limit == 0 || limit > info.MemoryBytes {
 		limit = info.MemoryBytes
@@ -44,8 +50,8 @@ func (f *front) Stats(ctx context.Context, _ *monitor.Empty) (*monitor.StatsResp
 		Pids: s.Pids, PidsLimit: s.PidsLimit,
 		ReadBytes: s.ReadBytes, WriteBytes: s.WriteBytes,
 		RxBytes: s.RxBytes, TxBytes: s.TxBytes,
-		HostPssBytes: pss(os.Getpid()) + pss(info.PID),
-	}, nil
+		HostPssBytes: pss(owner) + pss(info.PID),
+	}
 }
 
 // pss is the proportional set size of a process in bytes, 0 if it cannot be
@@ -74,6 +80,11 @@ func (f *front) Top(ctx context.Context, _ *monitor.Empty) (*monitor.TopResponse
 	if err != nil {
 		return nil, wireError(err)
 	}
+	return Processes(list), nil
+}
+
+// Processes is a guest's list of processes as docker's top has it.
+func Processes(list *agent.ProcessesResponse) *monitor.TopResponse {
 	resp := &monitor.TopResponse{Titles: []string{"UID", "PID", "PPID", "STIME", "TTY", "TIME", "CMD"}}
 	for _, p := range list.Processes {
 		user := p.User
@@ -95,7 +106,7 @@ func (f *front) Top(ctx context.Context, _ *monitor.Empty) (*monitor.TopResponse
 			fmt.Sprintf("%02d:%02d:%02d", cpu/3600, cpu/60%60, cpu%60), p.Command,
 		}})
 	}
-	return resp, nil
+	return resp
 }
 
 func (f *front) CopyOut(ctx context.Context, req *monitor.CopyOutRequest) (*monitor.CopyOutResponse, error) {

@@ -150,13 +150,23 @@ func exchange(conn *net.UnixConn, verb string, body, result any, files ...*os.Fi
 type remote struct {
 	text string
 	is   error
+	code int
 }
 
 func (r *remote) Error() string { return r.text }
 func (r *remote) Unwrap() error { return r.is }
 
+// ExitCode is the exit code, as shells have it, of a process that a pod could not execute; 1 where nothing else is known.
+func ExitCode(err error) int {
+	var r *remote
+	if errors.As(err, &r) && r.code != 0 {
+		return r.code
+	}
+	return exitCode(err)
+}
+
 func (r *reply) err() error {
-	e := &remote{text: r.Error}
+	e := &remote{text: r.Error, code: r.Code}
 	switch r.Kind {
 	case kindNotFound:
 		e.is = ErrNotFound

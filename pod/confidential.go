@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -138,7 +139,7 @@ type SealedRequest struct {
 // CreateSealed makes the next container of a confidential pod, if its manifest has it; the process does not run yet. It owns the
 // attendant's streams.
 func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) (err error) {
-	m := &member{pod: p, id: r.ID, ended: a.Ended, status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution), alone: true}
+	m := &member{pod: p, id: r.ID, ended: a.Ended, created: time.Now(), status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution), alone: true}
 	defer func() {
 		if err == nil {
 			return

@@ -23,9 +23,11 @@ type execution struct {
 // exec runs a further process. It owns the streams.
 func (m *member) exec(ctx context.Context, r *ExecRequest, a Attendant) (err error) {
 	x := &execution{id: r.ExecID, pid: r.ProxyPID, ended: a.Ended}
-	process, err := m.bundle.Process(r.Process)
+	var process *agent.Process
+	// Before that what it is to be is still being read.
+	err = m.need("exec in", specs.StateRunning)
 	if err == nil {
-		err = m.need("exec in", specs.StateRunning)
+		process, err = m.bundle.Process(r.Process)
 	}
 	if err == nil && !r.IgnorePaused && m.isPaused() {
 		err = fmt.Errorf("%w: cannot exec in a paused container", ErrState)
@@ -34,7 +36,7 @@ func (m *member) exec(ctx context.Context, r *ExecRequest, a Attendant) (err err
 		closeAll(a.Streams.files())
 		return err
 	}
-	process.Rows, process.Columns = r.Rows, r.Columns
+	process.User, process.Rows, process.Columns = r.User, r.Rows, r.Columns
 	if x.streams, err = newStreams(process.Terminal, a.Streams); err != nil {
 		return err
 	}

@@ -23,7 +23,8 @@ import (
 type member struct {
 	pod     *Pod
 	id      string
-	bundle  *bundle.Bundle
+	created time.Time
+	bundle  *bundle.Bundle // from the end of its creation on
 	ended   func(Exit)
 	streams *streams
 	mounts  []dump.Mount
@@ -40,10 +41,11 @@ type member struct {
 	// resolvConf is the path of its resolv.conf on the host; empty: it has none from there.
 	resolvConf string
 
-	mu     sync.Mutex
-	status specs.ContainerState
-	paused bool
-	execs  map[string]*execution
+	mu      sync.Mutex
+	status  specs.ContainerState
+	started time.Time // when its first process was; zero: not yet
+	paused  bool
+	execs   map[string]*execution
 }
 
 func (m *member) set(s specs.ContainerState) {
@@ -101,11 +103,16 @@ func (m *member) start(ctx context.Context) error {
 		m.end(gone(exitCode(err), Text(err)))
 		return err
 	}
-	m.mu.Lock()
-	m.status = specs.StateRunning
-	m.mu.Unlock()
+	m.runs()
 	go m.wait()
 	return nil
+}
+
+// runs notes that the first process was executed.
+func (m *member) runs() {
+	m.mu.Lock()
+	m.status, m.started = specs.StateRunning, time.Now()
+	m.mu.Unlock()
 }
 
 // starting is the state between created and running, which nobody sees.

@@ -46,9 +46,11 @@ type Pod struct {
 	growing sync.Mutex
 
 	mu       sync.Mutex
+	identity Identity // whose it is; empty: nobody has said it
 	members  map[string]*member
 	sandbox  *sandbox.Sandbox
 	boot     string              // where the machine came from, see container.State
+	began    time.Time           // when the machine became the pod's
 	setup    *agent.SetupRequest // for a further session with its agent
 	releases []func()
 	// least and most are the machine's size at its start, and what it may become.
@@ -85,7 +87,7 @@ func (p *Pod) Use(s *monitor.Standby) {
 // Create makes a container; its process does not run yet. With the first one comes the machine, unless
 // Boot has made it. It owns the attendant's streams.
 func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err error) {
-	m := &member{pod: p, id: r.ID, ended: a.Ended, status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution)}
+	m := &member{pod: p, id: r.ID, ended: a.Ended, created: time.Now(), status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution)}
 	defer func() {
 		if err == nil {
 			return
@@ -110,6 +112,7 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
 		return err
 	}
+	p.identify(m)
 	plan, err := m.bundle.Plan(bundle.Environment{BindsTag: bindsTag, Disks: r.Disks, Maps: r.Maps})
 	if err != nil {
 		return err
@@ -386,7 +389,7 @@ func (p *Pod) begin(ctx context.Context, s *sandbox.Sandbox, boot string, setup 
 	setup = proto.CloneOf(setup)
 	setup.Shares = nil // they are mounted already
 	p.mu.Lock()
-	p.sandbox, p.boot, p.setup = s, boot, setup
+	p.sandbox, p.boot, p.setup, p.began = s, boot, setup, time.Now()
 	p.mu.Unlock()
 	go p.watch()
 	if p.network != nil {

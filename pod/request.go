@@ -17,9 +17,11 @@ type request struct {
 
 // reply answers it.
 type reply struct {
-	Error string          `json:"error,omitempty"`
-	Kind  kind            `json:"kind,omitempty"`
-	Body  json.RawMessage `json:"body,omitempty"`
+	Error string `json:"error,omitempty"`
+	Kind  kind   `json:"kind,omitempty"`
+	// Code is the exit code of a process that could not be executed.
+	Code int             `json:"code,omitempty"`
+	Body json.RawMessage `json:"body,omitempty"`
 }
 
 // kind keeps an error's meaning across the socket.
@@ -94,6 +96,8 @@ type Layers struct {
 type ExecRequest struct {
 	ID, ExecID string
 	Process    *specs.Process
+	// User is one of the container's by name or number, with a group or without; empty: the process's by number.
+	User string
 	// IgnorePaused runs it in a paused container, too: it waits there.
 	IgnorePaused bool
 	// ProxyPID is the process that stands for it on the host; 0: none.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/monitor"
@@ -105,7 +103,7 @@ func (m *member) goOn(ctx context.Context, saved *dump.Container, a *Attendant) 
 		}
 	}
 	m.streams.pump()
-	m.set(specs.StateRunning)
+	m.runs()
 	m.fit(ctx, "", m.streams)
 	go m.wait()
 	return nil

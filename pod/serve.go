@@ -8,9 +8,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"manis/monitor"
@@ -75,15 +77,7 @@ func serveOn(ctx context.Context, places *place.Places, dir string, listener net
 	var calls sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			calls.Go(func() { p.answer(ctx, conn.(*net.UnixConn)) })
-		}
-	}()
+	go p.accept(ctx, listener, nil, &calls)
 	idle := time.NewTimer(idleTime)
 	for running := true; running; {
 		select {
@@ -113,8 +107,19 @@ func serveOn(ctx context.Context, places *place.Places, dir string, listener net
 	return nil
 }
 
+// accept serves connections until the listener's end. With verbs no others are taken.
+func (p *Pod) accept(ctx context.Context, listener net.Listener, verbs []string, calls *sync.WaitGroup) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return
+		}
+		calls.Go(func() { p.answer(ctx, conn.(*net.UnixConn), verbs) })
+	}
+}
+
 // answer serves one connection.
-func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
+func (p *Pod) answer(ctx context.Context, conn *net.UnixConn, verbs []string) {
 	defer conn.Close()
 	// Only the same user's, or root's.
 	if uid, err := pool.Peer(conn); err != nil || uid != 0 && uid != os.Geteuid() {
@@ -124,6 +129,11 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 	files, err := receive(conn, &r)
 	if err != nil {
 		closeAll(files)
+		return
+	}
+	if verbs != nil && !slices.Contains(verbs, r.Verb) {
+		closeAll(files)
+		send(conn, reply{Error: fmt.Sprintf("%s: the pod belongs to its engine, which alone may ask for that", r.Verb), Kind: kindOther})
 		return
 	}
 	stays := make(chan bool, 1)
@@ -145,7 +155,7 @@ func (p *Pod) answer(ctx context.Context, conn *net.UnixConn) {
 		a.Body, err = json.Marshal(result)
 	}
 	if err != nil {
-		a = reply{Error: Text(err), Kind: kindOther}
+		a = reply{Error: Text(err), Kind: kindOther, Code: exitCode(err)}
 		switch {
 		case errors.Is(err, ErrNotFound):
 			a.Kind = kindNotFound
@@ -206,6 +216,10 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 		}
 		return nil, p.create(ctx, &c, files)
 	}
+	if r.Verb == "describe" {
+		closeAll(files)
+		return p.Describe(), nil
+	}
 	m, err := p.named(r.Body)
 	if err == nil && r.Verb == "exec" {
 		var e ExecRequest
@@ -216,6 +230,13 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 	closeAll(files)
 	if err != nil {
 		return nil, err
+	}
+	switch r.Verb {
+	case "process", "processes", "stats":
+		// Before that there may be no machine.
+		if err := m.need("look into", specs.StateCreated, starting, specs.StateRunning, specs.StateStopped); err != nil {
+			return nil, err
+		}
 	}
 	switch r.Verb {
 	case "update":
@@ -249,6 +270,9 @@ func (p *Pod) carryOut(ctx context.Context, r *request, files []*os.File) (any, 
 	case "process":
 		return m.bundle.Spec.Process, nil
 	case "stats":
+		if !p.Permits("stats") {
+			return nil, errors.New(`the manifest does not permit the call "stats"`)
+		}
 		stats, err := p.sandbox.Stats(ctx, m.id)
 		return Usage{stats}, err
 	case "processes":

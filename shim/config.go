@@ -43,6 +43,9 @@ func (c sandboxConfig) spec(id, netns string) *specs.Spec {
 		Annotations: map[string]string{"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": id},
 		Linux:       &specs.Linux{Sysctl: c.GetLinux().GetSysctls(), CgroupsPath: c.group(id)},
 	}
+	if m := c.GetMetadata(); m != nil {
+		s.Annotations["io.kubernetes.cri.sandbox-namespace"], s.Annotations["io.kubernetes.cri.sandbox-name"] = m.Namespace, m.Name
+	}
 	for name, value := range c.GetAnnotations() {
 		if strings.HasPrefix(name, "manis.") {
 			s.Annotations[name] = value

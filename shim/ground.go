@@ -22,6 +22,7 @@ import (
 // ground is what a pod has on the host: a directory, and a control group in which the shim and the machine are.
 type ground struct {
 	pod      *pod.Pod
+	operator *pod.Operator
 	places   *place.Places
 	dir      string
 	group    *cgroup.Group
@@ -82,6 +83,7 @@ func newGround(namespace, id string, b *bundle.Bundle, keep *notebook, waited *m
 	// What is exercised in the background outlives the pod.
 	os.Setenv(background.GroupsVariable, g.home)
 	g.pod = pod.New(places, g.dir)
+	g.operator = g.pod.Operate(pod.Whose(namespace, id, b.Spec.Annotations))
 	if waited != nil {
 		g.pod.Use(waited)
 	}
@@ -108,6 +110,7 @@ func (g *ground) end() error {
 	var errs []error
 	if g.pod != nil {
 		g.pod.End()
+		g.operator.Close()
 	}
 	if g.group != nil {
 		errs = append(errs, cgroup.Return(os.Getpid(), g.home), g.group.Remove())

@@ -207,6 +207,13 @@ func TestConfidentialPod(t *testing.T) {
 		t.Errorf("exec, as a probe would: %v, %v", r, err)
 	}
 	denials = append(denials, `request="Exec"`)
+	// Nor does the node's operator get in.
+	m := operator(t)
+	shows(t, listing(t)[two], map[string]string{"Names": "default/sealed/second", "State": "running"})
+	m.Fails(t, 126, "refused by the manifest: Exec", "exec", two, "true")
+	m.Fails(t, 1, "refused by the manifest: Processes", "top", two)
+	m.Prints(t, "true", "inspect", "--format", "{{.Manis.Confidential}}", two)
+	denials = append(denials, `request="Processes"`)
 	if _, err := p.cri.UpdateContainerResources(p.ctx, &cri.UpdateContainerResourcesRequest{ContainerId: two, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20}}); err == nil {
 		t.Error("the limits of a container were changed")
 	}
