@@ -141,7 +141,7 @@ func TestConfidentialDiskTampered(t *testing.T) {
 			attack.change(c, plain)
 			c.says(plain, attack.plain)
 			attack.change(c, sealed)
-			c.says(sealed, "read: input/output error")
+			c.says(sealed, "read: ") // and why it could not
 			said := strings.Split(c.ok("logs", sealed), "\n")
 			for i, word := range said {
 				if word == "other" || word == "one" && i > 0 {
@@ -201,10 +201,8 @@ func TestConfidentialDiskAtStart(t *testing.T) {
 		c := &confidential{c.in(t), c.dir}
 		name := plant(t, onDisk, other)
 		c.ok("start", name)
-		c.says(name, marker)
-		if got := c.ok("logs", name); got != marker+"\n"+marker {
-			t.Errorf("it says %q: the planted disk was not used, so that it is not by a confidential container means nothing", got)
-		}
+		// Otherwise, that a confidential container does not use it means nothing.
+		eventually(t, "the file of the planted disk", func() bool { return c.ok("logs", name) == marker+"\n"+marker })
 	})
 
 	first := c.ok(c.runWith(append(flags, "-d"), command...)...)
@@ -254,7 +252,7 @@ func TestConfidentialDiskAtStart(t *testing.T) {
 
 // nullCipher is a disk with a LUKS header that says that what follows is not encrypted, which is this content as far as there is room.
 func nullCipher(t testing.TB, content []byte) []byte {
-	const payload = 1 << 20
+	const payload = 2 << 20
 	disk := make([]byte, len(content))
 	copy(disk[payload:], content)
 	copy(disk, "LUKS\xba\xbe\x00\x01")
