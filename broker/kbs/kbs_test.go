@@ -554,9 +554,7 @@ const someQuote = "/1RDR4AYACIACwfTFha6k4Qnmx2DTEx/onoS4eOFxeWkG7UffuwV/MXBACAAA
 
 // FuzzQuote: whatever a key of the client's own has signed, it is read or refused, and only for the binding.
 func FuzzQuote(f *testing.F) {
-	signer, err := rsa.GenerateKey(rand.Reader, 2048)
-	check(f, err)
-	public, err := x509.MarshalPKIXPublicKey(signer.Public())
+	public, err := x509.MarshalPKIXPublicKey(ecKey.Public())
 	check(f, err)
 	message, err := base64.StdEncoding.DecodeString(someQuote)
 	check(f, err)
@@ -564,11 +562,11 @@ func FuzzQuote(f *testing.F) {
 	f.Fuzz(func(t *testing.T, message []byte) {
 		q := &quote{Key: public}
 		d := sha256.Sum256(message)
-		sig, err := rsa.SignPKCS1v15(rand.Reader, signer, crypto.SHA256, d[:])
+		r, v, err := ecdsa.Sign(rand.Reader, ecKey, d[:])
 		check(t, err)
 		q.Quote.Message, q.Quote.PCRs = message, slices.Repeat([]string{strings.Repeat("00", 32)}, pcrs)
-		q.Quote.Signature = tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgRSASSA, Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgRSASSA, &tpm2.TPMSSignatureRSA{
-			Hash: tpm2.TPMAlgSHA256, Sig: tpm2.TPM2BPublicKeyRSA{Buffer: sig},
+		q.Quote.Signature = tpm2.Marshal(tpm2.TPMTSignature{SigAlg: tpm2.TPMAlgECDSA, Signature: tpm2.NewTPMUSignature(tpm2.TPMAlgECDSA, &tpm2.TPMSSignatureECC{
+			Hash: tpm2.TPMAlgSHA256, SignatureR: tpm2.TPM2BECCParameter{Buffer: r.Bytes()}, SignatureS: tpm2.TPM2BECCParameter{Buffer: v.Bytes()},
 		})})
 		if _, err := q.signed(); err != nil && base64.StdEncoding.EncodeToString(message) == someQuote {
 			t.Errorf("a real quote is not read: %v", err)
