@@ -114,6 +114,10 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 	if err != nil {
 		return err
 	}
+	if err := plan.Hold(r.Allowed); err != nil {
+		return err
+	}
+	defer plan.Close()
 	plan.Create.Id, plan.Create.FindCommand, plan.Create.KeepMountOrder = r.ID, true, true
 	plan.Create.JoinPid, plan.Create.JoinIpc, plan.Create.JoinUts = r.JoinPID, r.JoinIPC, r.JoinUTS
 	plan.Create.SharePid, plan.Create.ShareIpc, plan.Create.ShareUts = r.SharePID, r.ShareIPC, r.ShareUTS
@@ -211,7 +215,7 @@ func (p *Pod) entries(plan *bundle.Plan, layers *Layers) []vmm.ShareEntry {
 			name += "/" + base
 		}
 		renamed[bindsTag+"/"+b.Name] = bindsTag + "/" + name
-		list = append(list, vmm.ShareEntry{Name: name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File, Follows: b.Follows, IDs: idMap(b)})
+		list = append(list, vmm.ShareEntry{Name: name, HostPath: b.HostPath, Opened: b.Opened, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File, Follows: b.Follows, IDs: idMap(b)})
 	}
 	for _, m := range plan.Create.Mounts {
 		if source, ok := renamed[m.Source]; ok && m.Type == "share" {

@@ -113,7 +113,8 @@ func (s *service) fillSealed(ctx context.Context, g *ground, c *container, b *bu
 	if err != nil {
 		return err
 	}
-	if err := permit(g, b, plan, c.id); err != nil {
+	defer plan.Close()
+	if _, err := permit(g, b, plan, c.id); err != nil { // nothing of the host's is mounted
 		return err
 	}
 	asked, resolver, err := workload.FromSpec(b.Spec, g.hostname)
