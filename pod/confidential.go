@@ -10,8 +10,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/opencontainers/runtime-spec/specs-go"
-
 	"manis/api/agent"
 	"manis/bundle"
 	"manis/container"
@@ -137,32 +135,17 @@ type SealedRequest struct {
 
 // CreateSealed makes the next container of a confidential pod, if its manifest has it; the process does not run yet. It owns the
 // attendant's streams.
-func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) (err error) {
-	m := &member{pod: p, id: r.ID, ended: a.Ended, status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution), alone: true}
-	defer func() {
-		if err == nil {
-			return
-		}
-		if m.streams != nil {
-			m.streams.close()
-		} else {
-			closeAll(a.Streams.files())
-		}
-	}()
-	p.making.Lock()
-	defer p.making.Unlock()
-	if p.sealed == nil {
+func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) error {
+	if !p.Sealed() {
+		closeAll(a.Streams.files())
 		return fmt.Errorf("%w: the pod is of another class", ErrState)
 	}
-	if err := p.add(m); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			p.drop(m)
-			p.keepBundle()
-		}
-	}()
+	return p.enrol(r.ID, &a, func(m *member) error { return p.fillSealed(ctx, m, r, &a) })
+}
+
+// fillSealed makes a container of the manifest.
+func (p *Pod) fillSealed(ctx context.Context, m *member, r *SealedRequest, a *Attendant) (err error) {
+	m.alone = true
 	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
 		return err
 	}
@@ -194,13 +177,7 @@ func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) (
 		return err
 	}
 	p.sealed.roots++
-	m.streams.pump()
-	m.set(specs.StateCreated)
-	select {
-	case <-p.sandbox.Done():
-		m.end(p.goneWithMachine())
-	default:
-	}
+	p.created(m)
 	return nil
 }
 
