@@ -78,11 +78,6 @@ func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 		return b, err
 	}
 	vm.RunDir = m.runDir()
-	if m.confidential() {
-		if vm, err = measured(vm); err != nil {
-			return b, err
-		}
-	}
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
 		Driver: driver,

@@ -98,6 +98,9 @@ func bundleOf(places *place.Places, id string) (string, error) {
 			os.Remove(old)
 		}
 	}
+	if err := os.MkdirAll(places.Audit(), 0o700); err != nil {
+		return "", fmt.Errorf("make the directory of audit bundles: %w", err)
+	}
 	return filepath.Join(places.Audit(), id+".json"), nil
 }
 
