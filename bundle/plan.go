@@ -72,6 +72,8 @@ type Bind struct {
 	File bool
 	// Follows asks for what is mounted below it on the host later.
 	Follows bool
+	// Opened is what HostPath has led to when it was opened, by Plan.Open or Plan.Hold; nil: it was not, and nobody has decided on it.
+	Opened *os.File
 	// Projected: it is a volume whose files the kubelet replaces while containers have it.
 	Projected bool
 	// UIDs and GIDs are the ids that owners have on the host ("ContainerID" of the runtime-spec) and for the machine ("HostID"), for which

@@ -54,19 +54,26 @@ func (b *Bundle) Request(plan *Plan, engine policy.Engine) *policy.Request {
 	}
 	r.Sizes.MilliCPUs = plan.Resources.MilliCPUs
 	for _, m := range plan.Binds {
-		r.Mounts = append(r.Mounts, policy.Mount{Source: m.HostPath, ReadOnly: m.ReadOnly && !m.WritableBelow})
+		r.Mounts = append(r.Mounts, policy.Mount{Source: m.HostPath, Opened: m.Opened, ReadOnly: m.ReadOnly && !m.WritableBelow})
 	}
-	for _, d := range plan.Create.Devices {
-		disk := slices.IndexFunc(plan.Disks, func(own Disk) bool { return own.Device == d })
+	r.Devices = plan.deviceNames()
+	return r
+}
+
+// deviceNames are the devices of a plan, as a policy knows them.
+func (p *Plan) deviceNames() []string {
+	var names []string
+	for _, d := range p.Create.Devices {
+		disk := slices.IndexFunc(p.Disks, func(own Disk) bool { return own.Device == d })
 		switch {
 		case disk >= 0:
 			// The host's, by its number there.
-			r.Devices = append(r.Devices, fmt.Sprintf("/dev/block/%d:%d", plan.Disks[disk].Major, plan.Disks[disk].Minor))
+			names = append(names, fmt.Sprintf("/dev/block/%d:%d", p.Disks[disk].Major, p.Disks[disk].Minor))
 		case d.Type != "p":
-			r.Devices = append(r.Devices, deviceName(d.Type, d.Major, d.Minor))
+			names = append(names, deviceName(d.Type, d.Major, d.Minor))
 		}
 	}
-	return r
+	return names
 }
 
 // requestProcess is what a process by itself asks for.
@@ -110,6 +117,22 @@ func deviceName(kind string, major, minor int64) string {
 		}
 	}
 	return fmt.Sprintf("/dev/%s/%d:%d", map[string]string{"c": "char", "b": "block"}[kind], major, minor)
+}
+
+// Permit asks a policy about a container of the bundle, and returns what it has allowed of the host's files, for Hold; nil: there is no
+// policy. What a policy decides on is opened, and stays so until the plan is closed. The network is the container's own; nil: its pod's.
+func (b *Bundle) Permit(p *policy.Policy, plan *Plan, engine policy.Engine, network *policy.Network) (*Allowed, error) {
+	if p != nil {
+		if err := plan.Open(); err != nil {
+			return nil, err
+		}
+	}
+	r := b.Request(plan, engine)
+	r.Network = network
+	if err := Check(p, r); err != nil || p == nil {
+		return nil, err
+	}
+	return plan.allowed()
 }
 
 // Check asks a policy about a request of a bundle. Rules of the annotation that nothing could hold a container to are

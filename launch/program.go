@@ -174,6 +174,25 @@ func (p *Program) OpenTree(path string, flags int) Slot {
 	return s
 }
 
+// OpenTreeOf appends open_tree(2) of what fd refers to: a descriptor of the parent's, or a Slot. Copies of mounts of another mount
+// namespace than the process's the kernel refuses.
+func (p *Program) OpenTreeOf(what string, fd any, flags int) Slot {
+	s := p.slot()
+	p.add(what, must, unix.SYS_OPEN_TREE, fd, "", flags|unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLOEXEC).save = int8(s) + 1
+	return s
+}
+
+// OpenLinkless appends openat2(2) of an absolute path, without the right to read or write what is there, which fails where any part of
+// the path is a symbolic link.
+func (p *Program) OpenLinkless(path string) Slot {
+	how := make([]byte, 24) // struct open_how: flags, mode, resolve
+	binary.NativeEndian.PutUint64(how, unix.O_PATH|unix.O_CLOEXEC)
+	binary.NativeEndian.PutUint64(how[16:], unix.RESOLVE_NO_SYMLINKS)
+	s := p.slot()
+	p.add("open "+path+", in which there was no symbolic link", must, unix.SYS_OPENAT2, at(unix.AT_FDCWD), path, how, len(how)).save = int8(s) + 1
+	return s
+}
+
 // SetMountAttr appends mount_setattr(2) of a mount that OpenTree returned.
 func (p *Program) SetMountAttr(what string, tree Slot, flags int, set, clear uint64) {
 	p.setMount(what, tree, flags, set, clear, 0, 0)

@@ -17,6 +17,7 @@ import (
 	"manis/image/rootfs"
 	"manis/network"
 	"manis/network/egress"
+	"manis/origin"
 	"manis/place"
 	"manis/policy"
 	"manis/sandbox"
@@ -53,6 +54,8 @@ type machine struct {
 	releases  []func()
 	// populations are volumes that the agent fills while it creates the container.
 	populations []*storage.Population
+	// opened are the host's directories and files, until the machine has been started with them.
+	opened []*os.File
 }
 
 // release frees everything in the reverse order of its making.
@@ -69,16 +72,12 @@ func (m *machine) later(f func()) { m.releases = append(m.releases, f) }
 // also with an error, to be released.
 func (m *Monitor) boot(ctx context.Context) (*machine, error) {
 	b := &machine{}
+	defer b.closeOpened()
 	vm, driver, err := Machine(ctx, m.places, m.cfg)
 	if err != nil {
 		return b, err
 	}
 	vm.RunDir = m.runDir()
-	if m.confidential() {
-		if vm, err = measured(vm); err != nil {
-			return b, err
-		}
-	}
 	env := spec.Environment{RootDisk: rootSerial, BindsTag: bindsTag, VolumesTag: volumesTag, Filled: make(map[int]bool)}
 	cfg := sandbox.Config{
 		Driver: driver,
@@ -271,7 +270,11 @@ func (m *Monitor) shares(ctx context.Context, b *machine, cfg *sandbox.Config, e
 		name := strconv.Itoa(i)
 		switch mount.Type {
 		case "bind":
-			binds.Entries = append(binds.Entries, vmm.ShareEntry{Name: name, HostPath: mount.Source, ReadOnly: mount.ReadOnly, File: mount.File})
+			opened, err := m.open(b, mount)
+			if err != nil {
+				return err
+			}
+			binds.Entries = append(binds.Entries, vmm.ShareEntry{Name: name, HostPath: mount.Source, Opened: opened, ReadOnly: mount.ReadOnly, File: mount.File})
 		case "volume":
 			v, err := store.Get(mount.Source)
 			if err != nil {
@@ -292,6 +295,29 @@ func (m *Monitor) shares(ctx context.Context, b *machine, cfg *sandbox.Config, e
 		}
 	}
 	return nil
+}
+
+// open opens a directory or file of the host for the machine, and asks the operator's policy about what was opened: where the path led
+// when the container was permitted it need not lead now. Nil: there is no policy.
+func (m *Monitor) open(b *machine, mount container.Mount) (*os.File, error) {
+	operator, err := policy.Load(m.places.Policy())
+	if operator == nil || err != nil {
+		return nil, err
+	}
+	f, err := origin.Open(mount.Source)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s at %s: %w", mount.Source, mount.Destination, err)
+	}
+	b.opened = append(b.opened, f)
+	return f, operator.Check(&policy.Request{Mounts: []policy.Mount{{Source: mount.Source, Opened: f, ReadOnly: mount.ReadOnly}}})
+}
+
+// closeOpened closes what was opened for the machine's start: while it is open, it could not be unmounted.
+func (b *machine) closeOpened() {
+	for _, f := range b.opened {
+		f.Close()
+	}
+	b.opened = nil
 }
 
 // populate claims the filling of a volume that has never been used. It is

@@ -66,9 +66,8 @@ type Monitor struct {
 
 	// copying: the container does not run and is not to run; its files are copied.
 	copying bool
-	// evidence is what the machine of a confidential container has attested last.
-	evidence []byte
-	kept     int // events of that machine in the bundle so far
+	// record is that of the last machine of a confidential container; nil: there was none, or the container is of another class.
+	record *Record
 
 	// copyErr is why what was copied may not have reached its disk.
 	copyErr error

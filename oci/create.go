@@ -94,6 +94,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if err != nil {
 		return nil, err
 	}
+	defer plan.Close()
 	terminal := b.Spec.Process.Terminal
 	switch {
 	case terminal && !foreground && o.consoleSocket == "":
@@ -132,7 +133,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if err != nil && !userNetwork {
 		return nil, err
 	}
-	egress, err := a.permit(b, plan, id, userNetwork)
+	egress, allowed, err := a.permit(b, plan, id, userNetwork)
 	if err != nil {
 		return nil, err
 	}
@@ -217,7 +218,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 			}
 		}
 	}
-	if err := proxy.Show(viewOf(plan)); err != nil {
+	if err := proxy.Show(viewOf(plan, allowed)); err != nil {
 		return nil, err
 	}
 	client := pod.At(pod.Socket(st.Pod))
@@ -234,7 +235,7 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	if netns != "" || newNetns {
 		request.Netns = fmt.Sprintf("/proc/%d/ns/net", st.PID)
 	}
-	request.UserNetwork, request.Egress = userNetwork, egress
+	request.UserNetwork, request.Egress, request.Allowed = userNetwork, egress, allowed
 	request.Rows, request.Columns = sizeOf(slave)
 	if joined.pod == "" {
 		var size *container.Config
@@ -277,16 +278,21 @@ func (a *app) create(ctx context.Context, id string, o *creation, foreground boo
 	return &created{st, client, proxy.Process}, nil
 }
 
-// viewOf is what a container sees of the host, and where the guest mounts something.
-func viewOf(plan *bundle.Plan) *pod.View {
+// viewOf is what a container sees of the host, as far as it was allowed, and where the guest mounts something.
+func viewOf(plan *bundle.Plan, allowed *bundle.Allowed) *pod.View {
 	v := &pod.View{Root: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}
-	byName := make(map[string]bundle.Bind)
-	for _, b := range plan.Binds {
-		byName[b.Name] = b
+	byName := make(map[string]pod.ViewBind)
+	for i, b := range plan.Binds {
+		bind := pod.ViewBind{Source: b.HostPath, ReadOnly: b.ReadOnly}
+		if allowed != nil {
+			bind.Origin = &allowed.Binds[i].Source
+		}
+		byName[b.Name] = bind
 	}
 	for _, m := range plan.Create.Mounts {
 		if b, ok := byName[path.Base(m.Source)]; ok && m.Type == "share" {
-			v.Binds = append(v.Binds, pod.ViewBind{Source: b.HostPath, Destination: m.Destination, ReadOnly: b.ReadOnly})
+			b.Destination = m.Destination
+			v.Binds = append(v.Binds, b)
 			continue
 		}
 		below := func(o *agent.Mount) bool { return o != m && strings.HasPrefix(m.Destination, o.Destination+"/") }

@@ -8,29 +8,27 @@ import (
 )
 
 // permit refuses a container that the operator's policy does not allow. It returns lists of rules for what it
-// connects to, each of which has to allow it.
-func (a *app) permit(b *bundle.Bundle, plan *bundle.Plan, id string, userNetwork bool) ([][]string, error) {
+// connects to, each of which has to allow it, and what was allowed of the host's files, as bundle.Permit does.
+func (a *app) permit(b *bundle.Bundle, plan *bundle.Plan, id string, userNetwork bool) (egress [][]string, allowed *bundle.Allowed, err error) {
 	asked, err := b.Egress()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	p, err := policy.Load(a.places.Policy())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	r := b.Request(plan, policy.Engine{ID: id})
-	r.Network = &policy.Network{Mode: "namespace", Egress: asked}
+	network := &policy.Network{Mode: "namespace", Egress: asked}
 	if userNetwork {
-		r.Network.Mode = "user"
+		network.Mode = "user"
 	}
-	if err := bundle.Check(p, r); err != nil {
-		return nil, err
+	if allowed, err = b.Permit(p, plan, policy.Engine{ID: id}, network); err != nil {
+		return nil, nil, err
 	}
-	var lists [][]string
 	for _, l := range p.EgressOf(asked) {
-		lists = append(lists, l.Texts())
+		egress = append(egress, l.Texts())
 	}
-	return lists, nil
+	return egress, allowed, nil
 }
 
 // permitExec refuses a further process that the operator's policy does not allow.

@@ -6,16 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
-	"sync"
-	"time"
-
-	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"manis/api/agent"
 	"manis/bundle"
-	"manis/container"
 	"manis/container/workload"
 	"manis/monitor"
 	"manis/sandbox"
@@ -25,14 +19,9 @@ import (
 
 // sealed is what a pod of the class confidential has besides.
 type sealed struct {
-	trust    *container.Trust
-	bundle   string // file of the audit bundle
-	evidence []byte
-	permits  *trust.Manifest // what the host reads in it, and decides nothing by
-	roots    int             // of containers so far, by slots
-
-	mu   sync.Mutex
-	kept int // events of the bundle so far
+	record  *monitor.Record
+	permits *trust.Manifest // what the host reads in it, and decides nothing by
+	roots   int             // of containers so far, by slots
 }
 
 // maxSealed is how many containers a confidential pod has at most: each has a slot for its root.
@@ -84,36 +73,30 @@ func (p *Pod) makeSealed(ctx context.Context, wanted *Machine, config sandbox.Co
 	if err != nil {
 		return err
 	}
-	p.sealed = &sealed{trust: wanted.Trust, bundle: wanted.Bundle, permits: m}
+	var files []string
+	if wanted.Bundle != "" {
+		files = []string{wanted.Bundle}
+	}
+	record := monitor.NewRecord(s, wanted.Trust, files...)
+	p.sealed = &sealed{record: record, permits: m}
 	p.mu.Lock()
 	p.sandbox = s
 	p.mu.Unlock()
-	if p.sealed.evidence, err = monitor.Admit(ctx, s, wanted.Trust); err != nil {
-		p.keepBundle()
+	err = record.Admit(ctx)
+	record.Keep(ctx)
+	if err != nil {
 		p.mu.Lock()
 		p.sandbox, p.sealed = nil, nil
 		p.mu.Unlock()
 		return errors.Join(err, s.Kill())
 	}
-	p.keepBundle()
 	return p.begin(ctx, s, boot, config.Setup)
 }
 
-// keepBundle writes the audit bundle as far as the machine has told it.
+// keepBundle writes the audit bundle of a confidential pod as far as the machine has told it.
 func (p *Pod) keepBundle() {
-	s := p.sealed
-	if s == nil || s.evidence == nil || s.bundle == "" {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	b, err := monitor.ReadBundle(context.Background(), p.sandbox, s.trust, s.evidence)
-	if len(b.Entries) >= s.kept {
-		s.kept = len(b.Entries)
-		err = errors.Join(err, os.MkdirAll(filepath.Dir(s.bundle), 0o700), monitor.WriteBundle(&b, s.bundle))
-	}
-	if err != nil {
-		fmt.Fprintf(os.Stderr, "keep the audit bundle: %v\n", err)
+	if p.sealed != nil {
+		p.sealed.record.Keep(context.Background())
 	}
 }
 
@@ -138,32 +121,16 @@ type SealedRequest struct {
 
 // CreateSealed makes the next container of a confidential pod, if its manifest has it; the process does not run yet. It owns the
 // attendant's streams.
-func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) (err error) {
-	m := &member{pod: p, id: r.ID, ended: a.Ended, created: time.Now(), status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution), alone: true}
-	defer func() {
-		if err == nil {
-			return
-		}
-		if m.streams != nil {
-			m.streams.close()
-		} else {
-			closeAll(a.Streams.files())
-		}
-	}()
-	p.making.Lock()
-	defer p.making.Unlock()
+func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) error {
+	return p.enrol(r.ID, &a, func(m *member) error { return p.fillSealed(ctx, m, r, &a) })
+}
+
+// fillSealed makes a container of the manifest.
+func (p *Pod) fillSealed(ctx context.Context, m *member, r *SealedRequest, a *Attendant) (err error) {
 	if p.sealed == nil {
 		return fmt.Errorf("%w: the pod is of another class", ErrState)
 	}
-	if err := p.add(m); err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			p.drop(m)
-			p.keepBundle()
-		}
-	}()
+	m.alone = true
 	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
 		return err
 	}
@@ -195,13 +162,7 @@ func (p *Pod) CreateSealed(ctx context.Context, r *SealedRequest, a Attendant) (
 		return err
 	}
 	p.sealed.roots++
-	m.streams.pump()
-	m.set(specs.StateCreated)
-	select {
-	case <-p.sandbox.Done():
-		m.end(p.goneWithMachine())
-	default:
-	}
+	p.created(m)
 	return nil
 }
 

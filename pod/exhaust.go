@@ -72,8 +72,12 @@ func exhaust(path string) error {
 	return nil
 }
 
-// exhaustMain takes memory that cannot be swapped out, when it is told to. It does not come back where it is limited.
+// exhaustMain takes memory, when it is told to, and does not come back where that is limited. What it takes cannot be swapped out as
+// far as it may lock it: pods have no CAP_IPC_LOCK (jail.StartKeeper), so that is up to RLIMIT_MEMLOCK, which who has CAP_SYS_RESOURCE can
+// raise. The rest could be swapped out, on a host that has more swap for the group than exhaustSteps take: then it ends by itself, and
+// exhaust says that it had enough.
 func exhaustMain() int {
+	unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
 	score := []byte(strconv.Itoa(1000))
 	if err := os.WriteFile("/proc/self/oom_score_adj", score, 0); err != nil {
 		return 1
@@ -86,7 +90,7 @@ func exhaustMain() int {
 		if err != nil {
 			return 1
 		}
-		unix.Mlock(b)
+		unix.Mlock(b) // or not, see above
 		for page := 0; page < len(b); page += os.Getpagesize() {
 			b[page] = 1
 		}

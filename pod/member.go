@@ -201,30 +201,45 @@ func (m *member) signal(ctx context.Context, r *SignalRequest) error {
 	if r.Signal != uint32(unix.SIGKILL) {
 		return m.pod.sandbox.Signal(ctx, request)
 	}
-	ctx, cancel := context.WithTimeout(ctx, killTime)
-	defer cancel()
-	err := m.pod.sandbox.Signal(ctx, request)
 	if r.ExecID != "" {
-		return err
+		ctx, cancel := killing.with(ctx, m.pod.sandbox.VM().Info().PID)
+		defer cancel()
+		return m.pod.sandbox.Signal(ctx, request)
 	}
+	taken := make(chan error, 1)
+	go m.insist(request, taken)
+	select {
+	case err := <-taken:
+		return err
+	case <-ctx.Done():
+		return nil // it is killed all the same, or its machine is
+	}
+}
+
+// killing is how long an agent may take for SIGKILL, and a container to die of it, before the machine ends under it: a
+// guest that does not want to is no longer one that the others in it should trust.
+var killing = patience{limit: 5 * time.Second, most: time.Minute}
+
+// insist has a container killed, and ends the machine when it does not end. The channel is told when the agent has taken the signal, or the
+// machine was ended.
+func (m *member) insist(request *agent.SignalRequest, taken chan<- error) {
+	pid := m.pod.sandbox.VM().Info().PID
+	ctx, cancel := killing.with(context.Background(), pid)
+	// That there is no process any more is no error.
+	m.pod.sandbox.Signal(ctx, request)
 	if ctx.Err() != nil {
-		return m.pod.giveUp("its agent has not taken SIGKILL for container " + m.id)
+		taken <- m.pod.giveUp("its agent has not taken SIGKILL for container " + m.id)
+		return
 	}
 	// A frozen process dies when it thaws.
 	m.resume(ctx)
-	go m.insist()
-	return nil
-}
-
-// killTime is how long a container may take to die of SIGKILL before its machine ends under it: a
-// guest that does not want to is no longer one that the others in it should trust.
-const killTime = 5 * time.Second
-
-// insist ends the machine when the container does not end.
-func (m *member) insist() {
+	cancel()
+	taken <- nil
+	ctx, cancel = killing.with(context.Background(), pid)
+	defer cancel()
 	select {
 	case <-m.done:
-	case <-time.After(killTime):
+	case <-ctx.Done():
 		if err := m.pod.giveUp("container " + m.id + " does not end by SIGKILL"); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}

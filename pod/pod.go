@@ -86,8 +86,14 @@ func (p *Pod) Use(s *monitor.Standby) {
 
 // Create makes a container; its process does not run yet. With the first one comes the machine, unless
 // Boot has made it. It owns the attendant's streams.
-func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err error) {
-	m := &member{pod: p, id: r.ID, ended: a.Ended, created: time.Now(), status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution)}
+func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) error {
+	return p.enrol(r.ID, &a, func(m *member) error { return p.fill(ctx, m, r, &a) })
+}
+
+// enrol adds a container that fill makes, and takes it away where that fails. It owns the attendant's streams but for those that
+// fill has taken.
+func (p *Pod) enrol(id string, a *Attendant, fill func(m *member) error) (err error) {
+	m := &member{pod: p, id: id, ended: a.Ended, created: time.Now(), status: specs.StateCreating, done: make(chan struct{}), execs: make(map[string]*execution)}
 	defer func() {
 		if err == nil {
 			return
@@ -107,8 +113,26 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 		if err != nil {
 			p.dismiss(m)
 			p.drop(m)
+			p.keepBundle()
 		}
 	}()
+	return fill(m)
+}
+
+// created lets a container that the guest has made be one.
+func (p *Pod) created(m *member) {
+	m.streams.pump()
+	m.set(specs.StateCreated)
+	select {
+	case <-p.sandbox.Done():
+		// watch may have looked before.
+		m.end(p.goneWithMachine())
+	default:
+	}
+}
+
+// fill makes a container of a bundle.
+func (p *Pod) fill(ctx context.Context, m *member, r *CreateRequest, a *Attendant) (err error) {
 	if m.bundle, err = bundle.Parse(r.Bundle, r.Config); err != nil {
 		return err
 	}
@@ -117,6 +141,10 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 	if err != nil {
 		return err
 	}
+	if err := plan.Hold(r.Allowed); err != nil {
+		return err
+	}
+	defer plan.Close()
 	plan.Create.Id, plan.Create.FindCommand, plan.Create.KeepMountOrder = r.ID, true, true
 	plan.Create.JoinPid, plan.Create.JoinIpc, plan.Create.JoinUts = r.JoinPID, r.JoinIPC, r.JoinUTS
 	plan.Create.SharePid, plan.Create.ShareIpc, plan.Create.ShareUts = r.SharePID, r.ShareIPC, r.ShareUTS
@@ -134,7 +162,7 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 	m.alone = !plan.Create.SharePid && plan.Create.JoinPid == ""
 	m.resolvConf = conf(plan)
 	if r.Image != "" {
-		return p.restore(ctx, m, r, plan, &a)
+		return p.restore(ctx, m, r, plan, a)
 	}
 	if r.Projections {
 		p.projections.take(m, plan)
@@ -177,14 +205,7 @@ func (p *Pod) Create(ctx context.Context, r *CreateRequest, a Attendant) (err er
 	if err != nil {
 		return err
 	}
-	m.streams.pump()
-	m.set(specs.StateCreated)
-	select {
-	case <-p.sandbox.Done():
-		// watch may have looked before.
-		m.end(p.goneWithMachine())
-	default:
-	}
+	p.created(m)
 	return nil
 }
 
@@ -214,7 +235,7 @@ func (p *Pod) entries(plan *bundle.Plan, layers *Layers) []vmm.ShareEntry {
 			name += "/" + base
 		}
 		renamed[bindsTag+"/"+b.Name] = bindsTag + "/" + name
-		list = append(list, vmm.ShareEntry{Name: name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File, Follows: b.Follows, IDs: idMap(b)})
+		list = append(list, vmm.ShareEntry{Name: name, HostPath: b.HostPath, Opened: b.Opened, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File, Follows: b.Follows, IDs: idMap(b)})
 	}
 	for _, m := range plan.Create.Mounts {
 		if source, ok := renamed[m.Source]; ok && m.Type == "share" {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/api/agent"
+	"manis/origin"
 	"manis/vmm"
 )
 
@@ -33,17 +34,31 @@ const dataLink = "..data"
 // errNotProjected: the kubelet has not written it, or not yet.
 var errNotProjected = errors.New("it has not the form that the kubelet gives it: there is no link " + dataLink + " to a directory in it")
 
+// volume is a directory of the host's.
+type volume struct {
+	dir string
+	is  *origin.Origin // what was allowed of it; nil: whatever is there
+}
+
+func (v volume) open() (*os.File, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY
+	if v.is != nil {
+		return v.is.Open(flags)
+	}
+	return os.OpenFile(v.dir, flags, 0)
+}
+
 // readTries is how often a volume is read that changes meanwhile.
 const readTries = 20
 
 // readProjected reads a volume as it was at one moment, and tells how much of a request it takes, at most room. Links are
 // taken as what they are, and owners are the machine's. Files that the kubelet is about to put in place of the present ones are not in it.
-func readProjected(dir string, ids *vmm.IDMap, room int) ([]*agent.ProjectedFile, int, error) {
+func readProjected(v volume, ids *vmm.IDMap, room int) ([]*agent.ProjectedFile, int, error) {
 	var err error
 	for range readTries {
 		r := &projectedReader{ids: ids, room: room}
 		var changed bool
-		if changed, err = r.read(dir); err == nil && !changed {
+		if changed, err = r.read(v); err == nil && !changed {
 			return r.files, room - r.room, nil
 		}
 		if err != nil && !changed {
@@ -64,13 +79,13 @@ type projectedReader struct {
 }
 
 // read reads it once, and reports whether it has changed meanwhile: then an error means nothing.
-func (r *projectedReader) read(dir string) (changed bool, err error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+func (r *projectedReader) read(v volume) (changed bool, err error) {
+	top, err := v.open()
 	if err != nil {
-		return false, &os.PathError{Op: "open", Path: dir, Err: err}
+		return false, err
 	}
-	top := os.NewFile(uintptr(fd), dir)
 	defer top.Close()
+	fd := int(top.Fd())
 	now, err := readLink(fd, dataLink)
 	if err != nil || !filepath.IsLocal(now) || strings.Contains(now, "/") || now == "." {
 		return false, errNotProjected

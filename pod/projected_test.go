@@ -30,7 +30,7 @@ func TestReadProjected(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "..two"), 0o755), os.Symlink("..two", filepath.Join(dir, "..data_tmp"))); err != nil {
 		t.Fatal(err)
 	}
-	files, size, err := readProjected(dir, nil, maxContent)
+	files, size, err := readProjected(volume{dir: dir}, nil, maxContent)
 	if err != nil || size < len("words") {
 		t.Fatal(size, err)
 	}
@@ -75,7 +75,7 @@ func TestReadProjectedRefuses(t *testing.T) {
 			if err := c.change(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := readProjected(dir, nil, maxContent); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, _, err := readProjected(volume{dir: dir}, nil, maxContent); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q in it", err, c.want)
 			}
 		})

@@ -19,6 +19,7 @@ import (
 
 	"manis/api/agent"
 	"manis/bundle"
+	"manis/origin"
 	"manis/sandbox"
 	"manis/vmm"
 )
@@ -42,11 +43,12 @@ type projections struct {
 
 // projection is one of them.
 type projection struct {
-	name, dir string
-	ids       *vmm.IDMap
-	watch     int32 // its descriptor
-	users     int   // mounts
-	last      *agent.Projection
+	name   string
+	volume volume
+	ids    *vmm.IDMap
+	watch  int32 // its descriptor
+	users  int   // mounts
+	last   *agent.Projection
 }
 
 // watched are the changes by which the kubelet puts a content in place of another, in the volume's directory: names that
@@ -62,7 +64,7 @@ func (s *projections) take(m *member, plan *bundle.Plan) {
 		if !b.Projected {
 			return false
 		}
-		name, size, err := s.open(m, b.HostPath, idMap(b), room)
+		name, size, err := s.open(m, &b, room)
 		if err != nil {
 			fmt.Fprintf(os.Stderr, "container %s: programs will not be told when %s changes, only see it: %v\n", m.id, b.HostPath, err)
 			return false
@@ -79,13 +81,21 @@ func (s *projections) take(m *member, plan *bundle.Plan) {
 }
 
 // open begins with a volume for a container, and tells how many bytes it has; s.mu is held.
-func (s *projections) open(m *member, dir string, ids *vmm.IDMap, room int) (name string, size int, err error) {
-	files, size, err := readProjected(dir, ids, room)
+func (s *projections) open(m *member, b *bundle.Bind, room int) (name string, size int, err error) {
+	v, ids := volume{dir: b.HostPath}, idMap(*b)
+	if b.Opened != nil {
+		is, err := origin.Of(b.Opened)
+		if err != nil {
+			return "", 0, err
+		}
+		v.is = &is
+	}
+	files, size, err := readProjected(v, ids, room)
 	if err != nil {
 		return "", 0, err
 	}
 	for _, p := range s.list {
-		if p.dir == dir && reflect.DeepEqual(p.ids, ids) {
+		if reflect.DeepEqual(p.volume, v) && reflect.DeepEqual(p.ids, ids) {
 			p.users++
 			m.projected = append(m.projected, p)
 			return p.name, size, nil
@@ -94,11 +104,11 @@ func (s *projections) open(m *member, dir string, ids *vmm.IDMap, room int) (nam
 	if err := s.start(); err != nil {
 		return "", 0, err
 	}
-	wd, err := unix.InotifyAddWatch(s.watchFD, dir, watched)
+	wd, err := unix.InotifyAddWatch(s.watchFD, v.dir, watched)
 	if err != nil {
 		return "", 0, fmt.Errorf("watch it: %w", err)
 	}
-	p := &projection{name: "projection" + strconv.Itoa(s.made), dir: dir, ids: ids, watch: int32(wd), users: 1, last: &agent.Projection{Files: files}}
+	p := &projection{name: "projection" + strconv.Itoa(s.made), volume: v, ids: ids, watch: int32(wd), users: 1, last: &agent.Projection{Files: files}}
 	s.made++
 	s.list = append(s.list, p)
 	m.projected = append(m.projected, p)
@@ -134,9 +144,9 @@ func (s *projections) with(m *member, r *agent.CreateContainerRequest, create fu
 		if slices.ContainsFunc(r.Projections, func(has *agent.Projection) bool { return has.Name == p.name }) {
 			continue
 		}
-		files, size, err := readProjected(p.dir, p.ids, room)
+		files, size, err := readProjected(p.volume, p.ids, room)
 		if err != nil {
-			return fmt.Errorf("read the volume %s: %w", p.dir, err)
+			return fmt.Errorf("read the volume %s: %w", p.volume.dir, err)
 		}
 		room -= size
 		p.last = &agent.Projection{Name: p.name, Files: files}
@@ -240,7 +250,7 @@ func (s *projections) publish(ctx context.Context, changed map[int32]bool) (fail
 			continue
 		}
 		if err := s.publishOne(ctx, p); err != nil && ctx.Err() == nil {
-			fmt.Fprintf(os.Stderr, "the containers that have the volume %s keep what it held before: %v\n", p.dir, err)
+			fmt.Fprintf(os.Stderr, "the containers that have the volume %s keep what it held before: %v\n", p.volume.dir, err)
 			failed[p.watch] = true
 		}
 	}
@@ -253,7 +263,7 @@ func (s *projections) publishOne(ctx context.Context, p *projection) error {
 	if s.closed || p.users == 0 {
 		return nil
 	}
-	files, _, err := readProjected(p.dir, p.ids, maxContent)
+	files, _, err := readProjected(p.volume, p.ids, maxContent)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it goes, with its pod
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"manis/api/agent"
+	"manis/bundle"
 )
 
 // request is what a front end asks of a pod.
@@ -57,6 +58,8 @@ type CreateRequest struct {
 	UserNetwork bool
 	// Egress are lists of rules for what the user-mode network connects to, each of which has to allow it.
 	Egress [][]string
+	// Allowed is what the operator's policy has allowed of the host's files, which the caller has open; nil: there is no policy.
+	Allowed *bundle.Allowed
 	// Group is the control group on the host, made with all that count, in which the container's proxy is; empty: none. An end
 	// for want of memory is counted there, too.
 	Group string

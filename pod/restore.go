@@ -132,7 +132,7 @@ func savedEntries(mounts []dump.Mount, plan *bundle.Plan) ([]vmm.ShareEntry, err
 					return nil, fmt.Errorf("config.json: %s is to be a %s, and was a %s", m.Destination, kindOf(b.File), kindOf(m.File))
 				}
 				used[i] = true
-				entries = append(entries, vmm.ShareEntry{Name: m.Name, HostPath: b.HostPath, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File})
+				entries = append(entries, vmm.ShareEntry{Name: m.Name, HostPath: b.HostPath, Opened: b.Opened, ReadOnly: b.ReadOnly, WritableBelow: b.WritableBelow, File: b.File})
 				break
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/bundle"
+	"manis/origin"
 )
 
 // View is what a proxy is to see of the host: the container's root, with what is mounted
@@ -30,6 +31,22 @@ type View struct {
 type ViewBind struct {
 	Source, Destination string
 	ReadOnly            bool
+	// Origin is what was allowed of the Source, and nothing else is shown; nil: whatever is there.
+	Origin *origin.Origin `json:",omitempty"`
+}
+
+// open copies what is mounted there; the copy is detached.
+func (b *ViewBind) open() (int, error) {
+	const flags = unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_RECURSIVE
+	if b.Origin == nil {
+		return unix.OpenTree(unix.AT_FDCWD, b.Source, flags)
+	}
+	f, err := b.Origin.Open(unix.O_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	return unix.OpenTree(int(f.Fd()), "", flags|unix.AT_EMPTY_PATH)
 }
 
 // order is what a proxy is told before its socket belongs to a pod.
@@ -174,7 +191,7 @@ func (v *View) settle() error {
 	}
 	var trees []tree
 	for _, b := range v.Binds {
-		fd, err := unix.OpenTree(unix.AT_FDCWD, b.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		fd, err := b.open()
 		if err != nil {
 			return fail(b.Source, err)
 		}

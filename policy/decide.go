@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"manis/image/signature"
+	"manis/origin"
 )
 
 // ErrRefused is what every refusal is.
@@ -148,7 +149,7 @@ func (d *decider) mounts() {
 	text := choose(len(allowed) > 0, strings.Join(allowed, ", "), "no file of the host")
 	for _, m := range d.Request.Mounts {
 		asked := m.Source + choose(m.ReadOnly, ", read-only", ", writable")
-		real, err := filepath.EvalSymlinks(m.Source)
+		real, err := m.real()
 		if err != nil {
 			d.say(false, "mounts.allow", asked+", which leads nowhere: "+err.Error(), text)
 			continue
@@ -165,6 +166,15 @@ func (d *decider) mounts() {
 	for _, v := range d.Volumes {
 		d.say(d.Policy.Mounts.Volumes, "mounts.volumes", "the volume "+v, choose(d.Policy.Mounts.Volumes, "volumes", "no volumes"))
 	}
+}
+
+// real is where the mount's source is, without symbolic links.
+func (m *Mount) real() (string, error) {
+	if m.Opened == nil {
+		return filepath.EvalSymlinks(m.Source)
+	}
+	o, err := origin.Of(m.Opened)
+	return o.Path, err
 }
 
 // holds reports whether a path without symbolic links is this one or below it, and may be mounted so.

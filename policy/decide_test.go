@@ -14,6 +14,7 @@ import (
 
 	"manis/image/signature"
 	"manis/network/egress"
+	"manis/origin"
 )
 
 // refuses checks which rules refuse a request; none: it is allowed.
@@ -60,7 +61,7 @@ func TestProfiles(t *testing.T) {
 	modest.Network.Publish = nil
 	privileged := usualRequest()
 	privileged.Process = &Process{Capabilities: []string{"SYS_ADMIN"}, Privileged: true, Escalation: true, Unfiltered: true, User: Root}
-	privileged.Mounts = []Mount{{"/etc", false}}
+	privileged.Mounts = []Mount{{Source: "/etc"}}
 	privileged.Devices = []string{"/dev/fuse"}
 	privileged.Network.HostLoopback, privileged.Network.LinkLocal = true, true
 	for _, c := range []struct {
@@ -177,13 +178,33 @@ func TestMounts(t *testing.T) {
 		{"data/out", false, false}, {"data/out", true, false}, {"data/../secret", true, false}, {"secret", true, false}, {"", true, false},
 		{"shown", true, true}, {"shown", false, false}, {"data2", false, true}, {"missing", true, false}, {"data/nothing", true, false},
 	} {
-		r := &Request{Mounts: []Mount{{dir + "/" + c.path, c.readOnly}}}
+		r := &Request{Mounts: []Mount{{Source: dir + "/" + c.path, ReadOnly: c.readOnly}}}
 		if c.ok {
 			refuses(t, p, c.path, r)
 		} else {
 			refuses(t, p, c.path, r, "mounts.allow")
 		}
 	}
+	// What was opened counts, whatever the path has come to lead to.
+	if err := os.Mkdir(dir+"/data/given", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	open := func(path string) Mount {
+		t.Helper()
+		f, err := origin.Open(dir + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return Mount{Source: dir + "/data/given", Opened: f}
+	}
+	given := open("/data/given")
+	refuses(t, p, "opened", &Request{Mounts: []Mount{given}})
+	refuses(t, p, "a secret opened by an allowed path", &Request{Mounts: []Mount{open("/data/out")}}, "mounts.allow")
+	if err := os.Rename(dir+"/data/given", dir+"/elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	refuses(t, p, "opened, and renamed to where nothing is allowed", &Request{Mounts: []Mount{given}}, "mounts.allow")
 	p = parse(t, "version: 1\nprofile: standard\nmounts: {volumes: false}\n")
 	refuses(t, p, "a volume", &Request{Volumes: []string{"v"}}, "mounts.volumes")
 }
@@ -281,7 +302,7 @@ func TestEgress(t *testing.T) {
 // A refusal says where the rule is, what was asked for and what is allowed.
 func TestRefusalSaysWhy(t *testing.T) {
 	p := parse(t, "version: 1\nprofile: standard\nmounts:\n  allow:\n  - {path: /srv, readOnly: true}\n")
-	err := p.Check(&Request{Mounts: []Mount{{"/etc", false}}, Devices: []string{"/dev/fuse"}})
+	err := p.Check(&Request{Mounts: []Mount{{Source: "/etc"}}, Devices: []string{"/dev/fuse"}})
 	const want = "the policy does not allow it: /policy.yaml: mounts.allow (line 4): asked for /etc, writable; allowed: /srv read-only; " +
 		"and devices.allow (profile standard): asked for the device /dev/fuse; allowed: none"
 	if err == nil || err.Error() != want {

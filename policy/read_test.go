@@ -239,7 +239,7 @@ func FuzzParse(f *testing.F) {
 		}
 		p.Decide(&Request{
 			Engine: &Engine{ID: "x"}, Image: &Image{Names: []string{"docker.io/library/alpine:latest"}},
-			Process: &Process{Capabilities: []string{"CAP_CHOWN"}, User: Root}, Mounts: []Mount{{"/etc", true}}, Volumes: []string{"v"},
+			Process: &Process{Capabilities: []string{"CAP_CHOWN"}, User: Root}, Mounts: []Mount{{Source: "/etc", ReadOnly: true}}, Volumes: []string{"v"},
 			Network: &Network{Mode: "user", Publish: []Port{{Port: 80}}}, Sizes: &Amounts{1, 1, 1},
 		}).Err()
 		if err := p.Show(new(strings.Builder)); err != nil {

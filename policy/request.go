@@ -2,6 +2,7 @@ package policy
 
 import (
 	"net/netip"
+	"os"
 
 	"manis/image/signature"
 	"manis/network/egress"
@@ -86,6 +87,9 @@ const (
 type Mount struct {
 	// Source is its path, absolute. Symbolic links in it are followed for the decision.
 	Source string
+	// Opened is what its caller has opened by that path, as origin.Open does, and will mount: the decision is on this. Nil: on
+	// whatever the path leads to at the moment, for those who mount nothing yet.
+	Opened *os.File
 	// ReadOnly holds for all below it.
 	ReadOnly bool
 }

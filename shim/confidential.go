@@ -98,6 +98,9 @@ func bundleOf(places *place.Places, id string) (string, error) {
 			os.Remove(old)
 		}
 	}
+	if err := os.MkdirAll(places.Audit(), 0o700); err != nil {
+		return "", fmt.Errorf("make the directory of audit bundles: %w", err)
+	}
 	return filepath.Join(places.Audit(), id+".json"), nil
 }
 
@@ -113,7 +116,8 @@ func (s *service) fillSealed(ctx context.Context, g *ground, c *container, b *bu
 	if err != nil {
 		return err
 	}
-	if err := permit(g, b, plan, c.id); err != nil {
+	defer plan.Close()
+	if _, err := permit(g, b, plan, c.id); err != nil { // nothing of the host's is mounted
 		return err
 	}
 	asked, resolver, err := workload.FromSpec(b.Spec, g.hostname)

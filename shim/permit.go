@@ -26,22 +26,23 @@ func permitPod(places *place.Places, b *bundle.Bundle, memoryBytes, milliCPUs ui
 	})
 }
 
-// permit refuses a container that the operator's policy does not allow. The network of one in a pod is the pod's.
-func permit(g *ground, b *bundle.Bundle, plan *bundle.Plan, id string) error {
+// permit refuses a container that the operator's policy does not allow, and says what is allowed of the host's files as
+// bundle.Permit does. The network of one in a pod is the pod's.
+func permit(g *ground, b *bundle.Bundle, plan *bundle.Plan, id string) (*bundle.Allowed, error) {
 	asked, err := b.Egress()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	p, err := policy.Load(g.places.Policy())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sandbox := roleOf(b.Spec.Annotations).sandbox
-	r := b.Request(plan, policy.Engine{ID: id, Sandbox: sandbox, Pod: podUID(b.Spec.Annotations), Dir: g.dir})
+	var network *policy.Network
 	if sandbox == "" || asked != nil {
-		r.Network = &policy.Network{Mode: "namespace", Egress: asked}
+		network = &policy.Network{Mode: "namespace", Egress: asked}
 	}
-	return bundle.Check(p, r)
+	return b.Permit(p, plan, policy.Engine{ID: id, Sandbox: sandbox, Pod: podUID(b.Spec.Annotations), Dir: g.dir}, network)
 }
 
 // permitExec refuses a further process that the operator's policy does not allow.

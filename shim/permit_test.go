@@ -1,6 +1,8 @@
 package shim
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"manis/bundle"
+	"manis/origin"
 	"manis/place"
 	"manis/pod"
 )
@@ -21,7 +24,7 @@ import (
 // error. What an engine puts into its own containers is not refused.
 func TestPolicyInShim(t *testing.T) {
 	dir := t.TempDir()
-	for _, name := range []string{"config", "root", "rootfs", "own", "pods/uid-1/etc-hosts", "pods/uid-2"} {
+	for _, name := range []string{"config", "root", "rootfs", "own/given", "pods/uid-1/etc-hosts", "pods/uid-2"} {
 		if err := os.MkdirAll(filepath.Join(dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +89,29 @@ func TestPolicyInShim(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		is("an engine's own "+source, permit(g, b, plan, "c2"), "")
+		_, err = permit(g, b, plan, "c2")
+		plan.Close()
+		is("an engine's own "+source, err, "")
+	}
+	// Another directory comes to the path when it is decided.
+	b := load("container", "own/given", process)
+	plan, err := b.Plan(bundle.Environment{Joins: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plan.Close()
+	request := &pod.CreateRequest{ID: "c3", Bundle: b.Dir, Disks: true, Maps: true}
+	if request.Config, err = json.Marshal(b.Spec); err != nil {
+		t.Fatal(err)
+	}
+	if request.Allowed, err = permit(g, b, plan, "c3"); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Rename(filepath.Join(dir, "own/given"), filepath.Join(dir, "old")), os.Symlink("../pods/uid-2", filepath.Join(dir, "own/given"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := pod.New(places, t.TempDir()).Create(t.Context(), request, pod.Attendant{}); !errors.Is(err, origin.ErrChanged) {
+		t.Errorf("with another directory at its path: %v", err)
 	}
 	_, err = s.Exec(t.Context(), &api.ExecProcessRequest{ID: "c", ExecID: "e", Spec: &anypb.Any{
 		Value: []byte(`{"args":["true"],"cwd":"/","capabilities":{"bounding":["CAP_SYS_ADMIN"]}}`)}})

@@ -283,13 +283,14 @@ func (s *service) fill(ctx context.Context, g *ground, c *container, b *bundle.B
 	if err != nil {
 		return err
 	}
+	defer plan.Close()
 	for _, w := range plan.Warnings {
 		fmt.Fprintf(os.Stderr, "container %s: %s\n", c.id, w)
 	}
 	if plan.BlockIO != nil {
 		return errBlockIO
 	}
-	if err := permit(g, b, plan, c.id); err != nil {
+	if request.Allowed, err = permit(g, b, plan, c.id); err != nil {
 		return err
 	}
 	if inPod {

@@ -177,6 +177,9 @@ type ShareEntry struct {
 	Name string
 	// HostPath is absolute; symbolic links in it are followed at the start.
 	HostPath string
+	// Opened is what the caller has opened by HostPath, as origin.Open does, and remains the caller's: it is shown, and nothing that has
+	// come to its path since. Nil: whatever is there.
+	Opened *os.File
 	// ReadOnly is enforced by the host, below all mounts in HostPath.
 	ReadOnly bool
 	// WritableBelow: ReadOnly is for the mount of HostPath itself, those below it stay what they are.

@@ -100,7 +100,7 @@ func copyOut(ctx context.Context, r *api.CopyOutRequest, stream io.Writer) (*api
 		IsDir: st.Mode&unix.S_IFMT == unix.S_IFDIR,
 	}
 	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-		if reply.LinkTarget, err = readlinkAt(fd, ""); err != nil {
+		if reply.LinkTarget, err = readLink(fd, ""); err != nil {
 			return nil, pathError(r.Path, err)
 		}
 	}
@@ -122,12 +122,6 @@ func pathError(name string, err error) error {
 		return fail(codes.NotFound, fmt.Errorf("could not find the file %s in the container", name))
 	}
 	return fmt.Errorf("open %s: %w", name, err)
-}
-
-func readlinkAt(dir int, name string) (string, error) {
-	buf := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dir, name, buf)
-	return string(buf[:max(n, 0)]), err
 }
 
 // tarOut writes a tree as a tar. It holds each object by a descriptor, so
@@ -168,7 +162,7 @@ func (t *tarOut) object(fd int, name string, st *unix.Stat_t, depth int) error {
 	case unix.S_IFLNK:
 		var err error
 		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = readlinkAt(fd, ""); err != nil {
+		if h.Linkname, err = readLink(fd, ""); err != nil {
 			return err
 		}
 	case unix.S_IFCHR:

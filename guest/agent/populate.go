@@ -91,6 +91,16 @@ func dirNames(fd int) ([]string, error) {
 	}
 }
 
+// readLink reads a symbolic link in a directory; without a name, the one that dir itself is, opened with O_PATH.
+func readLink(dir int, name string) (string, error) {
+	b := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(dir, name, b)
+	if err != nil {
+		return "", err
+	}
+	return string(b[:n]), nil
+}
+
 func (c *treeCopy) close() {
 	seen := make(map[int]bool)
 	for _, l := range c.links {
@@ -169,12 +179,11 @@ func (c *treeCopy) entry(src, dst int, name string, depth int) error {
 		}
 		return c.attributes(from, to, &st)
 	case unix.S_IFLNK:
-		buf := make([]byte, unix.PathMax)
-		n, err := unix.Readlinkat(src, name, buf)
+		target, err := readLink(src, name)
 		if err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(string(buf[:n]), dst, name); err != nil {
+		if err := unix.Symlinkat(target, dst, name); err != nil {
 			return err
 		}
 	case unix.S_IFSOCK:

@@ -404,16 +404,6 @@ func setTime(dir int, f *api.ProjectedFile) {
 	}
 }
 
-// readLink reads a link in a directory.
-func readLink(dir int, name string) (string, error) {
-	b := make([]byte, unix.PathMax)
-	n, err := unix.Readlinkat(dir, name, b)
-	if err != nil {
-		return "", err
-	}
-	return string(b[:n]), nil
-}
-
 // removeBelow removes a file, or a directory with all that is in it. That there is none is no error.
 func removeBelow(dir int, name string, depth int) error {
 	err := unix.Unlinkat(dir, name, 0)

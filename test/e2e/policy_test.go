@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -197,5 +198,76 @@ func TestBundlePolicy(t *testing.T) {
 	w.policy(head + "images: {digests: true, engines: trust}\n")
 	if out := w.ok("run", "--bundle", dir, "c6"); out != "runs" {
 		t.Errorf("it says %q", out)
+	}
+}
+
+// swappable makes a directory data/given, beside one that is secret, each with a file that says its name, and a policy that allows what is in
+// data. What scripts put in the place of the first one then is the secret one.
+func (w *world) swappable() (given string, scripts map[string]string) {
+	w.t.Helper()
+	dir := w.t.TempDir()
+	given, secret := filepath.Join(dir, "data", "given"), filepath.Join(dir, "secret")
+	for _, name := range []string{given, secret} {
+		err := os.MkdirAll(name, 0o755)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(name, "content"), []byte(filepath.Base(name)+"\n"), 0o644)
+		}
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	w.policy("version: 1\nprofile: standard\nmounts: {allow: [{path: " + filepath.Dir(given) + "}]}\n")
+	away := "mv " + given + " " + dir + "/old && "
+	return given, map[string]string{"link": away + "ln -s " + secret + " " + given, "directory": away + "mv " + secret + " " + given}
+}
+
+// Another directory that comes to a path after it was allowed is not mounted by the OCI runtime: here a hook puts it there, which runs between
+// the decision and the mount.
+func TestBundlePolicySwapped(t *testing.T) {
+	w := newBundles(t)
+	run := func(id, given, hook string) (args []string) {
+		return []string{"run", "--bundle", w.bundle(id, "cat /m/content", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/m", Type: "bind", Source: given, Options: []string{"bind", "ro"}})
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", hook}}}}
+		}), id}
+	}
+	given, scripts := w.swappable()
+	if out := w.ok(run("undisturbed", given, "true")...); out != "given" {
+		t.Errorf("undisturbed it says %q", out)
+	}
+	for how := range scripts {
+		given, scripts := w.swappable()
+		w.fails(1, "does not lead to what was decided on", run(how, given, scripts[how])...)
+		if b, err := os.ReadFile(filepath.Join(given, "content")); string(b) != "secret\n" {
+			t.Errorf("%s: the hook has put nothing there: %q, %v", how, b, err)
+		}
+	}
+	if out := w.ok("list", "-q"); out != "" {
+		t.Errorf("containers are left: %q", out)
+	}
+}
+
+// Nor does a container have it when its restart policy starts it again.
+func TestPolicySwapped(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.load("box")
+	given, scripts := w.swappable()
+	word := filepath.Join(filepath.Dir(given), "word")
+	if err := os.Mkdir(word, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.up("--name", "c", "--restart", "on-failure:2", "-v", given+":/m:ro", "-v", word+":/word:ro", "box",
+		"sh", "-c", "cat /m/content; while ! [ -e /word/end ]; do sleep 0.1; done; exit 4")
+	eventually(t, "its output", func() bool { return w.ok("logs", "c") == "given" })
+	if out, err := exec.Command("sh", "-c", scripts["link"]+" && touch "+word+"/end").CombinedOutput(); err != nil {
+		t.Fatal(err, string(out))
+	}
+	eventually(t, "the refusals", func() bool { return w.field("c", "{{.State.Status}} {{.RestartCount}}") == "exited 2" })
+	if out := w.ok("logs", "c"); out != "given" {
+		t.Errorf("it has said %q", out)
+	}
+	if got := w.field("c", "{{.State.Error}}"); !strings.Contains(got, "mounts.allow (line 3): asked for "+given) {
+		t.Errorf("the error is %q", got)
 	}
 }

@@ -23,7 +23,12 @@ func (j *Process) Add(share string, e Entry) error {
 	p := new(launch.Program)
 	defer p.Release()
 	all, own := e.flags()
-	tree := p.OpenTree(e.Host, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+	var tree launch.Slot
+	if e.Opened != nil {
+		tree = p.OpenTreeOf("copy the mount of "+e.Host, int(e.Opened.Fd()), unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+	} else {
+		tree = p.OpenTree(e.Host, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+	}
 	p.SetMountAttr("protect "+e.Host, tree, unix.AT_RECURSIVE, all, 0)
 	if own != 0 {
 		p.SetMountAttr("protect "+e.Host, tree, 0, own, 0)
@@ -68,6 +73,7 @@ func (j *Process) Add(share string, e Entry) error {
 		}
 		return fmt.Errorf("show %s in the jail: %w", e.Host, err)
 	}
+	e.Opened = nil // the caller's
 	j.mu.Lock()
 	j.shown[target] = e
 	j.mu.Unlock()

@@ -3,6 +3,12 @@ package jail
 // PretendJailed makes Verify look at a process that was started open.
 func (p *Process) PretendJailed() { p.open = false }
 
+// BeforeMounts has f be called when Start has looked at all paths and has mounted nothing, until what it returns is called.
+func BeforeMounts(f func()) (back func()) {
+	beforeMounts = f
+	return func() { beforeMounts = nil }
+}
+
 // UserFiles has users be claimed by other files, until what it returns is called.
 func UserFiles(users, claims string, subordinate ...string) (back func()) {
 	u, c, s := usersFile, claimsFile, subordinateFiles

@@ -13,6 +13,7 @@ import (
 
 	"manis/cgroup"
 	"manis/launch"
+	"manis/origin"
 )
 
 // ErrUnsupported: the host does not permit the jail. The message says what to do.
@@ -81,6 +82,9 @@ type Share struct {
 type Entry struct {
 	Name, Host     string
 	ReadOnly, File bool
+	// Opened is the host's directory or file as its caller has opened it to decide on it: the jail shows it and no other that has come to
+	// its path since. Nil: whatever is there.
+	Opened *os.File
 	// Own is a directory made for the process alone, which is given to its user, whoever that is.
 	Own bool
 	// WritableBelow: ReadOnly is for Host's own mount, those below it stay what they are.
@@ -192,10 +196,12 @@ func Start(c Config) (_ *Process, err error) {
 		}
 		p.Umask(0o022)
 		p.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-		j.furnish(p, &c)
+		if err := j.furnish(p, &c); err != nil {
+			return nil, err
+		}
 		p.PivotRoot(".")
-		if slices.ContainsFunc(c.Files, func(f File) bool { return f.Checked != nil }) {
-			p.Meet("check files", func(pid int) error { return checked(pid, c.Files) })
+		if list := c.checked(); list != nil {
+			p.Meet("check files", func(pid int) error { return compare(pid, list) })
 		}
 		p.Call("name host", unix.SYS_SETHOSTNAME, "vm", 2)
 		p.Call("name domain", unix.SYS_SETDOMAINNAME, "", 0)
@@ -250,6 +256,9 @@ func Start(c Config) (_ *Process, err error) {
 	}
 	p.Exec([]string{program}, append([]string{program}, c.Args...), env)
 
+	if beforeMounts != nil {
+		beforeMounts()
+	}
 	if j.Process, err = launch.Start(p, attr, nil); err != nil {
 		return nil, explain(err)
 	}
@@ -266,6 +275,9 @@ func Start(c Config) (_ *Process, err error) {
 	}
 	return j, nil
 }
+
+// beforeMounts is for tests of what others do to paths in between; nil: nothing.
+var beforeMounts func()
 
 // StopLending lends no file any more: the process has what it needs.
 func (j *Process) StopLending() {
@@ -318,7 +330,7 @@ func (j *Process) become(c *Config) error {
 // furnish builds the root: a tmpfs mounted over Dir, which becomes the working
 // directory, with a bind mount for every file. Then all of it is made
 // read-only, and the shares are mounted into it, which must stay as they are.
-func (j *Process) furnish(p *launch.Program, c *Config) {
+func (j *Process) furnish(p *launch.Program, c *Config) error {
 	id := j.identity
 	p.Mount("tmpfs", c.Dir, "tmpfs", unix.MS_NOSUID, "mode=0755,size=1m,nr_inodes=4k")
 	p.Chdir(c.Dir)
@@ -370,9 +382,14 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 	for _, s := range c.Shares {
 		for _, e := range s.Entries {
 			inside := filepath.Join(SharesDir, s.Name, e.Name)
-			j.shown[inside] = e
 			target := r.relative(inside)
-			p.Mount(e.Host, target, "", unix.MS_BIND|unix.MS_REC, "")
+			if e.Opened == nil {
+				p.Mount(e.Host, target, "", unix.MS_BIND|unix.MS_REC, "")
+			} else if err := bindOpened(p, &e, target); err != nil {
+				return err
+			}
+			e.Opened = nil // the caller's
+			j.shown[inside] = e
 			all, own := e.flags()
 			setattr(p, target, all)
 			if own != 0 {
@@ -380,24 +397,61 @@ func (j *Process) furnish(p *launch.Program, c *Config) {
 			}
 		}
 	}
+	return nil
 }
 
-// checked compares what the jail shows with what its caller has checked.
-func checked(pid int, files []File) error {
-	for _, f := range files {
-		if f.Checked == nil {
-			continue
+// bindOpened mounts an entry that was opened. The copy of a mount has to be made in the process's own mount namespace, where the descriptor
+// is of no use: so by path, in which nobody can have put a link. That it is the same file is compared before anything runs.
+func bindOpened(p *launch.Program, e *Entry, target string) error {
+	is, err := origin.Of(e.Opened)
+	if err != nil {
+		return fmt.Errorf("show %s in the jail: %w", e.Host, err)
+	}
+	place := p.OpenLinkless(is.Path)
+	tree := p.OpenTreeOf("copy the mount of "+is.Path, place, unix.OPEN_TREE_CLONE|unix.AT_RECURSIVE)
+	p.Call("mount "+e.Host, unix.SYS_MOVE_MOUNT, tree, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	p.Close(tree)
+	p.Close(place)
+	return nil
+}
+
+// check is a path inside the jail with the file that has to be there.
+type check struct {
+	host, inside string
+	want         *os.File
+}
+
+// checked are the files that their caller has opened before.
+func (c *Config) checked() []check {
+	var list []check
+	for _, f := range c.Files {
+		if f.Checked != nil {
+			list = append(list, check{f.Host, f.Inside, f.Checked})
 		}
-		want, err := f.Checked.Stat()
+	}
+	for _, s := range c.Shares {
+		for _, e := range s.Entries {
+			if e.Opened != nil {
+				list = append(list, check{e.Host, filepath.Join(SharesDir, s.Name, e.Name), e.Opened})
+			}
+		}
+	}
+	return list
+}
+
+// compare compares what the jail shows with what was opened.
+func compare(pid int, list []check) error {
+	for _, c := range list {
+		want, err := c.want.Stat()
 		if err != nil {
 			return err
 		}
-		got, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", pid, f.Inside))
+		got, err := os.Stat(fmt.Sprintf("/proc/%d/root%s", pid, c.inside))
 		if err != nil {
 			return err
 		}
 		if !os.SameFile(want, got) {
-			return fmt.Errorf("%s is not the file that was checked", f.Host)
+			return fmt.Errorf("%s is not the file that was checked: %w", c.host, origin.ErrChanged)
 		}
 	}
 	return nil
@@ -519,6 +573,8 @@ func explain(err error) error {
 	case errors.As(err, &step) && step.Step == "mount proc" && errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: shares need a /proc of the jail's own, which is refused where parts of the surrounding one are hidden, "+
 			"as in most containers (run that container with an unmasked /proc): %w", ErrUnsupported, err)
+	case errors.As(err, &step) && errors.Is(err, unix.ELOOP):
+		return fmt.Errorf("%w: %w", origin.ErrChanged, err)
 	case errors.As(err, &step) && errors.Is(err, unix.ENOSYS):
 		return fmt.Errorf("%w: it needs Linux 5.12 or newer: %w", ErrUnsupported, err)
 	case errors.As(err, &step) && !step.Exec && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)):

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"manis/cgroup"
 	"manis/vmm/jail"
+	"manis/vmm/jail/jailtest"
 	"manis/vmm/vmmtest"
 )
 
@@ -183,57 +183,26 @@ func orNil(errno syscall.Errno) error {
 	return errno
 }
 
-// start runs the test binary in a jail with its standard output on a pipe.
+// start runs the test binary in a jail that shows it, too.
 func start(t *testing.T, change func(*jail.Config), args ...string) (*jail.Process, *os.File) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	closure, err := jail.FindClosure(self, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { r.Close() })
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := jail.Config{Closure: closure, Args: args, Dir: t.TempDir(), Name: t.Name(),
-		Files: []jail.File{{Host: self, Inside: "/program"}}, Descriptors: []*os.File{null, w, w}}
-	if change != nil {
-		change(&c)
-	}
-	p, err := jail.Start(c)
-	null.Close()
-	w.Close()
-	if err != nil {
-		if os.Geteuid() != 0 && errors.Is(err, jail.ErrUnsupported) {
-			t.Skip("this host has no user namespaces for ordinary users: ", err)
+	return jailtest.Start(t, func(c *jail.Config) {
+		c.Files = []jail.File{{Host: self, Inside: "/program"}}
+		if change != nil {
+			change(c)
 		}
-		t.Fatal(err)
-	}
-	return p, r
+	}, args...)
 }
 
 // inside starts the probe and returns its findings.
 func inside(t *testing.T, change func(*jail.Config)) map[string]string {
 	t.Helper()
 	p, r := start(t, change, probeArg, strconv.Itoa(os.Getpid()))
-	out, err := io.ReadAll(r)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if status := p.Status(); status != 0 {
-		t.Fatalf("the probe ended with %x: %s", status, out)
-	}
-	if err := p.Release(); err != nil {
-		t.Error(err)
-	}
+	out := jailtest.Output(t, p, r)
 	found := map[string]string{}
 	if err := json.Unmarshal(out, &found); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"encoding/json"
-	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"manis/vmm/jail"
+	"manis/vmm/jail/jailtest"
 )
 
 // tryArg makes the test's program the prisoner, which tries system calls. What it is to try follows.
@@ -55,44 +55,14 @@ func tryCalls(calls []string) {
 // outcomes has a prisoner under a list of calls try some.
 func outcomes(t *testing.T, list *jail.Calls, calls []string) map[string]int {
 	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	closure, err := jail.FindClosure(self, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer null.Close()
-	p, err := jail.Start(jail.Config{Closure: closure, Args: append([]string{tryArg}, calls...), Dir: t.TempDir(),
-		Name: t.Name(), Descriptors: []*os.File{null, w, w}, Calls: list})
-	w.Close()
-	if err != nil {
-		t.Fatal(err)
-	}
+	p, r := jailtest.Start(t, func(c *jail.Config) { c.Calls = list }, append([]string{tryArg}, calls...)...)
 	// One that waits for ever is one that is not refused.
 	patience := time.AfterFunc(time.Minute, func() { p.Signal(unix.SIGKILL) })
 	defer patience.Stop()
-	out, err := io.ReadAll(r)
-	status := p.Status()
-	if err := p.Release(); err != nil {
-		t.Error(err)
-	}
+	out := jailtest.Output(t, p, r)
 	found := map[string]int{}
-	if err == nil {
-		err = json.Unmarshal(out, &found)
-	}
-	if err != nil || status != 0 || len(found) != len(calls) {
-		t.Fatalf("the prisoner ended with %x and %d of %d answers, %v: %.300s", status, len(found), len(calls), err, out)
+	if err := json.Unmarshal(out, &found); err != nil || len(found) != len(calls) {
+		t.Fatalf("the prisoner has given %d of %d answers, %v: %.300s", len(found), len(calls), err, out)
 	}
 	return found
 }

@@ -473,7 +473,7 @@ func (v *machine) Info() vmm.Info {
 }
 
 func entry(e vmm.ShareEntry) jail.Entry {
-	own := jail.Entry{Name: e.Name, Host: e.HostPath, ReadOnly: e.ReadOnly, File: e.File, WritableBelow: e.WritableBelow, Follows: e.Follows}
+	own := jail.Entry{Name: e.Name, Host: e.HostPath, Opened: e.Opened, ReadOnly: e.ReadOnly, File: e.File, WritableBelow: e.WritableBelow, Follows: e.Follows}
 	if e.IDs != nil {
 		own.IDs = &jail.IDMap{Users: ranges(e.IDs.Users), Groups: ranges(e.IDs.Groups), Below: e.IDs.Below}
 	}
