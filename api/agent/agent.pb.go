@@ -2019,8 +2019,12 @@ type RootFS struct {
 	// unchecked, and of a directory of one with the writable layer: its subdirectories "fs" and
 	// "work" are an overlay's upper and work directory. Both or neither; of the other fields only
 	// readonly counts.
-	Image         string `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
-	Layer         string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
+	Image string `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	Layer string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
+	// Sizes in bytes, multiples of 512, of EROFS images that follow each other on the disk, at most 128. Each lies over
+	// the ones before, with the marks of overlayfs for what it hides of them, and all are mounted unchecked. Over them lies layer,
+	// or the directories "upper" and "work" of scratch_disk.
+	Parts         []uint64 `protobuf:"varint,9,rep,packed,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2109,6 +2113,13 @@ func (x *RootFS) GetLayer() string {
 		return x.Layer
 	}
 	return ""
+}
+
+func (x *RootFS) GetParts() []uint64 {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
 }
 
 type Verity struct {
@@ -4591,7 +4602,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03env\x18\x03 \x03(\tR\x03env\x12'\n" +
-	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xee\x01\n" +
+	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\x84\x02\n" +
 	"\x06RootFS\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12.\n" +
 	"\x06verity\x18\x02 \x01(\v2\x16.manis.agent.v1.VerityR\x06verity\x12\x1a\n" +
@@ -4601,7 +4612,8 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"tmpfsBytes\x12\x14\n" +
 	"\x05share\x18\x06 \x01(\tR\x05share\x12\x14\n" +
 	"\x05image\x18\a \x01(\tR\x05image\x12\x14\n" +
-	"\x05layer\x18\b \x01(\tR\x05layer\"\xed\x01\n" +
+	"\x05layer\x18\b \x01(\tR\x05layer\x12\x14\n" +
+	"\x05parts\x18\t \x03(\x04R\x05parts\"\xed\x01\n" +
 	"\x06Verity\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12(\n" +

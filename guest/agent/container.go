@@ -25,7 +25,7 @@ type container struct {
 	dir     string
 	request *api.CreateContainerRequest
 	cgroup  *cgroup
-	verity  *verity
+	verity  *mapped
 
 	// thread lives in the container's namespaces until the first process does. The
 	// new PID namespace exists only on it: no process has entered it yet.
@@ -507,7 +507,7 @@ func (c *container) remove(ctx context.Context) error {
 	if c.cgroup != nil {
 		note(c.cgroup.remove())
 	}
-	for _, dir := range []string{"/lower", "/upper", "/root", "/source", ""} {
+	for _, dir := range []string{"/parts", "/lower", "/upper", "/root", "/source", ""} {
 		if err := unix.Rmdir(c.dir + dir); err != nil && err != unix.ENOENT {
 			note(fmt.Errorf("remove directory %s: %w", c.dir+dir, err))
 		}

@@ -20,7 +20,7 @@ func (c *container) buildRoot(r *api.RootFS) error {
 	if r.GetShare() != "" {
 		return c.shareRoot(r)
 	}
-	if r.GetImage() != "" || r.GetLayer() != "" {
+	if r.GetImage() != "" || r.GetLayer() != "" || len(r.GetParts()) > 0 {
 		return c.layerRoot(r)
 	}
 	if r == nil || r.Disk == "" {
@@ -52,14 +52,7 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		return fmt.Errorf("mount root disk %q: %w", r.Disk, err)
 	}
 	if r.ScratchDisk != "" {
-		scratch, err := awaitDisk(r.ScratchDisk)
-		if err != nil {
-			return err
-		}
-		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
-			return fmt.Errorf("mount scratch disk %q as ext4: %w", r.ScratchDisk, err)
-		}
-		if err := c.use(scratch, unix.AT_FDCWD, upper); err != nil {
+		if err := c.mountScratch(r.ScratchDisk, upper); err != nil {
 			return err
 		}
 	} else {
@@ -86,6 +79,18 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		return fmt.Errorf("lay the writable layer over the image: %w", err)
 	}
 	return nil
+}
+
+// mountScratch mounts the writable disk with this serial, of the container alone, at dir.
+func (c *container) mountScratch(serial, dir string) error {
+	scratch, err := awaitDisk(serial)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount(scratch, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, ""); err != nil {
+		return fmt.Errorf("mount scratch disk %q as ext4: %w", serial, err)
+	}
+	return c.use(scratch, unix.AT_FDCWD, dir)
 }
 
 // mountEROFS mounts the image on a block device at dir.
