@@ -152,7 +152,7 @@ func importStacked(t *testing.T, c *stage.Engine) {
 		t.Fatal(err)
 	}
 	for _, namespace := range []string{"default", "k8s.io"} {
-		c.OK(t, "-n", namespace, "image", "import", "--snapshotter", "erofs", archive)
+		c.OK(t, "-n", namespace, "image", "import", "--no-unpack", archive)
 		t.Cleanup(func() { c.OK(t, "-n", namespace, "image", "rm", "--sync", stacked) })
 	}
 }
@@ -212,7 +212,6 @@ const liveRoot = "its root is mounted on the host"
 func TestErofsSnapshotter(t *testing.T) {
 	c := needErofs(t)
 	importStacked(t, c)
-	idle := "trap 'exit 0' TERM; while :; do sleep 0.1; done"
 	before := hostMounts(t)
 	layered(t, c, "stacked", idle)
 	in := func(exec, script string) string {
@@ -322,7 +321,7 @@ func TestErofsDisk(t *testing.T) {
 	})
 	restart(t)
 	before := hostMounts(t)
-	layered(t, c, "ondisk", "trap 'exit 0' TERM; while :; do sleep 0.1; done")
+	layered(t, c, "ondisk", idle)
 	in := func(exec, script string) string {
 		return strings.TrimSpace(c.OK(t, "task", "exec", "--exec-id", exec, "ondisk", "sh", "-c", script))
 	}

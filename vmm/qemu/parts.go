@@ -30,7 +30,8 @@ func describeParts(parts []*os.File, sets []int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: a disk of %d files, at most %d", vmm.ErrConfig, len(parts), vmm.MaxParts)
 	}
 	var b strings.Builder
-	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n")
+	// No empty line before the parts: QEMU 7.2 takes the one behind it twice.
+	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n")
 	for i, f := range parts {
 		var st unix.Stat_t
 		if err := unix.Fstat(int(f.Fd()), &st); err != nil {
@@ -47,18 +48,18 @@ func describeParts(parts []*os.File, sets []int) ([]byte, error) {
 	return []byte(b.String()), nil
 }
 
-// memoryFile is a file of memory that holds content.
+// memoryFile is a file of memory that holds content, opened for reading: QEMU wants a descriptor of the kind that it asks for.
 func memoryFile(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("make a file in memory: %w", err)
 	}
 	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
 	if _, err := f.WriteAt(content, 0); err != nil {
-		f.Close()
 		return nil, fmt.Errorf("write a file in memory: %w", err)
 	}
-	return f, nil
+	return os.Open(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 // passTo puts a descriptor into a set of QEMU's, and returns what takes it away again.

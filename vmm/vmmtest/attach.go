@@ -108,7 +108,7 @@ func parts(t *testing.T, ctx context.Context, v vmm.VM, g *Guest) {
 		for {
 			if got, err := g.Try(fmt.Sprintf("head /dev/vdc %d", len(all))); err == nil {
 				if got != all {
-					t.Errorf("the disk of %d parts holds %d bytes, not what its files do", len(list), len(got))
+					t.Errorf("the disk of %d parts holds %d bytes, not what its files do: %s", len(list), len(got), runs(got))
 				}
 				break
 			} else if ctx.Err() != nil {
@@ -122,4 +122,14 @@ func parts(t *testing.T, ctx context.Context, v vmm.VM, g *Guest) {
 			t.Fatal(err)
 		}
 	}
+}
+
+func runs(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		n := len(s) - len(strings.TrimLeft(s, s[:1]))
+		fmt.Fprintf(&b, " %s*%d", s[:1], n)
+		s = s[n:]
+	}
+	return b.String()
 }
