@@ -123,10 +123,17 @@ func straight(mounts []mount.Mount, attach func(disks int) bool) (*pod.Layers, e
 	case s.disk == "" && !empty(s.upper):
 		return nil, errors.New("the snapshot has been written to before")
 	}
+	seen := make(map[[16]byte]bool)
 	for _, layer := range s.layers {
-		if err := mountable(layer); err != nil {
+		id, err := mountable(layer)
+		if err == nil && seen[id] {
+			// The guest's overlayfs tells layers apart by it.
+			err = errors.New("another layer has the same UUID")
+		}
+		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", layer, err)
 		}
+		seen[id] = true
 	}
 	l := &pod.Layers{Parts: s.layers, Scratch: s.disk}
 	if s.disk == "" {
@@ -135,11 +142,11 @@ func straight(mounts []mount.Mount, attach func(disks int) bool) (*pod.Layers, e
 	return l, nil
 }
 
-// mountable reports why a machine cannot mount the image in a file.
-func mountable(path string) error {
+// mountable is the UUID of the image in a file, or why a machine cannot mount it.
+func mountable(path string) (id [16]byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return id, err
 	}
 	defer f.Close()
 	return erofs.Mountable(f)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -93,6 +94,9 @@ func (c *container) mountParts(r *api.RootFS, dir string) error {
 	if err != nil {
 		return err
 	}
+	if err := checkSize(disk, r.Parts); err != nil {
+		return err
+	}
 	if len(r.Parts) == 1 {
 		return mountPart(disk, 0, r.Parts[0], dir)
 	}
@@ -124,8 +128,25 @@ func (c *container) mountParts(r *api.RootFS, dir string) error {
 		return err
 	}
 	defer unix.Chdir("/")
-	if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "lowerdir="+list); err != nil {
+	// With handles of its files the writable layer on a share can note where its own come from. Without them it would note
+	// that in an empty attribute, which 9p does not have. They are not to be had with directories of other names below.
+	if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, "nfs_export=on,redirect_dir=nofollow,lowerdir="+list); err != nil {
 		return fmt.Errorf("lay them over each other: %w", err)
+	}
+	return nil
+}
+
+// checkSize refuses a disk that is not as large as its parts together: they would not be where they are looked for.
+func checkSize(disk string, parts []uint64) error {
+	sectors, err := readNumber("/sys/class/block/" + strings.TrimPrefix(disk, "/dev/") + "/size")
+	if err != nil {
+		return err
+	}
+	for _, size := range parts {
+		sectors -= size / 512
+	}
+	if sectors != 0 {
+		return fmt.Errorf("the disk is larger or smaller than they are, by %d sectors", int64(sectors))
 	}
 	return nil
 }

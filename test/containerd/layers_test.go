@@ -20,13 +20,7 @@ import (
 // changes is what a container's writable layer holds, as a commit would take it. While it is being changed, that may fail.
 func changes(t *testing.T, c *stage.Engine, id string) ([]string, error) {
 	t.Helper()
-	return changesOf(t, c, "overlayfs", id)
-}
-
-// changesOf is the same with another snapshotter.
-func changesOf(t *testing.T, c *stage.Engine, snapshotter, id string) ([]string, error) {
-	t.Helper()
-	archive, err := c.Command(t.Context(), "snapshots", "--snapshotter", snapshotter, "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", id).Output()
+	archive, err := c.Command(t.Context(), "snapshots", "diff", "--media-type", "application/vnd.oci.image.layer.v1.tar", id).Output()
 	if err != nil {
 		return nil, fmt.Errorf("ask for the changes of %s: %w", id, err)
 	}
