@@ -16,23 +16,21 @@ import (
 // attach gives the machine the block devices of a container.
 func (p *Pod) attach(ctx context.Context, m *member, disks []bundle.Disk) error {
 	for _, d := range disks {
-		p.attached++
-		d.Device.Disk = fmt.Sprintf("raw%d", p.attached)
-		if err := p.attachOne(ctx, d); err != nil {
+		if err := p.attachOne(ctx, m, d); err != nil {
 			return fmt.Errorf("device %s: %w", d.Device.Path, err)
 		}
-		m.disks = append(m.disks, d.Device.Disk)
 	}
 	return nil
 }
 
-func (p *Pod) attachOne(ctx context.Context, d bundle.Disk) error {
+func (p *Pod) attachOne(ctx context.Context, m *member, d bundle.Disk) error {
 	f, err := openDisk(d.Major, d.Minor, d.ReadOnly)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	return p.sandbox.VM().Attach(ctx, vmm.Disk{Serial: d.Device.Disk, File: f, ReadOnly: d.ReadOnly})
+	d.Device.Disk, err = p.plug(ctx, m, vmm.Disk{File: f, ReadOnly: d.ReadOnly})
+	return err
 }
 
 // openDisk opens the block device of this number.

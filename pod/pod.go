@@ -183,6 +183,9 @@ func (p *Pod) fill(ctx context.Context, m *member, r *CreateRequest, a *Attendan
 	if err != nil {
 		return err
 	}
+	if err = p.attachLayers(ctx, m, plan.Create.Rootfs, r.Layers); err != nil {
+		return err
+	}
 	if err = p.attach(ctx, m, plan.Disks); err != nil {
 		return err
 	}
@@ -215,10 +218,16 @@ func (p *Pod) entries(plan *bundle.Plan, layers *Layers) []vmm.ShareEntry {
 	p.made++
 	var list []vmm.ShareEntry
 	if layers != nil {
-		image := vmm.ShareEntry{Name: prefix + imageEntry, HostPath: layers.Image, ReadOnly: true, File: true}
-		layer := vmm.ShareEntry{Name: prefix + layerEntry, HostPath: layers.Layer}
-		plan.Create.Rootfs.Image, plan.Create.Rootfs.Layer = bindsTag+"/"+image.Name, bindsTag+"/"+layer.Name
-		list = append(list, image, layer)
+		if layers.Image != "" {
+			image := vmm.ShareEntry{Name: prefix + imageEntry, HostPath: layers.Image, ReadOnly: true, File: true}
+			plan.Create.Rootfs.Image = bindsTag + "/" + image.Name
+			list = append(list, image)
+		}
+		if layers.Layer != "" {
+			layer := vmm.ShareEntry{Name: prefix + layerEntry, HostPath: layers.Layer}
+			plan.Create.Rootfs.Layer = bindsTag + "/" + layer.Name
+			list = append(list, layer)
+		}
 	} else {
 		root := vmm.ShareEntry{Name: prefix + rootEntry, HostPath: plan.Root, ReadOnly: plan.Create.Rootfs.Readonly}
 		plan.Create.Rootfs.Share = bindsTag + "/" + root.Name

@@ -85,15 +85,6 @@ type CreateRequest struct {
 	Rows, Columns uint32
 }
 
-// Layers are what the machine itself lays over each other for a root filesystem.
-type Layers struct {
-	// Image is a file with an EROFS of what is only read.
-	Image string
-	// Layer is a directory with the subdirectories fs and work: an overlay's upper and work directory. What the
-	// container changes is there at once.
-	Layer string
-}
-
 // ExecRequest runs a further process in a container. By a Client there come with it descriptors as
 // for CreateRequest.
 type ExecRequest struct {

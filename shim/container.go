@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"manis/bundle"
+	"manis/pod"
 )
 
 // container is a task of containerd's: one container of the pod.
@@ -88,6 +89,19 @@ func (c *container) awaitExecs(limit time.Duration) {
 	}
 }
 
+// layersOf finds what the machine is to lay over each other for the root; nil: it is mounted on the host.
+func (c *container) layersOf(g *ground, mounts []mount.Mount) *pod.Layers {
+	if !isStack(mounts) {
+		return layers(lowerStore(g.places), mounts)
+	}
+	l, err := straight(mounts, g.pod.CanAttach)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "container %s: its root is mounted on the host, and not in the virtual machine of its layers: %v\n", c.id, err)
+		return nil
+	}
+	return l
+}
+
 // mountRoot mounts what containerd gives as the root, where the configuration looks for it.
 func (c *container) mountRoot(mounts []mount.Mount, b *bundle.Bundle) error {
 	if len(mounts) == 0 {
@@ -96,7 +110,13 @@ func (c *container) mountRoot(mounts []mount.Mount, b *bundle.Bundle) error {
 	if c.rootfs = rootOf(b); c.rootfs == "" {
 		return fmt.Errorf("config.json: root.path: is missing: %w", errdefs.ErrInvalidArgument)
 	}
-	if err := mount.All(mounts, c.rootfs); err != nil {
+	var err error
+	if isStack(mounts) {
+		err = assemble(mounts, c.rootfs, c.bundle)
+	} else {
+		err = mount.All(mounts, c.rootfs)
+	}
+	if err != nil {
 		c.unmountRoot()
 		return fmt.Errorf("mount the container's root: %w", err)
 	}

@@ -257,7 +257,7 @@ func (s *service) fill(ctx context.Context, g *ground, c *container, b *bundle.B
 		return s.fillSealed(ctx, g, c, b)
 	}
 	mounts := mount.FromProto(r.Rootfs)
-	image := layers(lowerStore(g.places), mounts)
+	image := c.layersOf(g, mounts)
 	if image != nil {
 		c.layer = image.Layer
 	} else if err := c.mountRoot(mounts, b); err != nil {

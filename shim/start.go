@@ -212,7 +212,11 @@ func spawn(o *order, socket *os.File) (pid int, err error) {
 // answer tells containerd the address in the form that it understands.
 func (c *call) answer(address string) error {
 	if c.modern {
-		b, err := proto.Marshal(&bootstrap.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address})
+		result := &bootstrap.BootstrapResult{Version: 3, Protocol: "ttrpc", Address: address}
+		if err := result.AddExtension(mountsHere()); err != nil {
+			return fmt.Errorf("tell containerd which mounts are made here: %w", err)
+		}
+		b, err := proto.Marshal(result)
 		if err == nil {
 			_, err = os.Stdout.Write(b)
 		}

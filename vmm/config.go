@@ -16,6 +16,8 @@ const (
 	MaxDisks   = 20
 	MaxShares  = 4
 	MaxEntries = 128
+	// MaxParts bounds the files of a disk of parts.
+	MaxParts = 128
 	// MaxNICs bounds the network interfaces.
 	MaxNICs = 16
 )
@@ -150,7 +152,10 @@ type Disk struct {
 	Serial string
 	// File is a regular file or block device opened for what ReadOnly says. Nil is an
 	// empty slot: a disk of zeros, for a clone to put its own file into.
-	File     *os.File
+	File *os.File
+	// Parts, in place of File, are at most MaxParts regular files, opened for reading, that follow each other on a disk
+	// which is ReadOnly. Only disks that Attach adds have them.
+	Parts    []*os.File
 	ReadOnly bool
 	Sync     Sync
 }

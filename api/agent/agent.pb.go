@@ -2023,7 +2023,11 @@ type RootFS struct {
 	Layer string `protobuf:"bytes,8,opt,name=layer,proto3" json:"layer,omitempty"`
 	// Not 0: of scratch_disk, the first so many bytes hold the writable layer, and nothing that was on it before counts: the
 	// guest encrypts it by keys that it makes and forgets, and makes the ext4. Only confidential machines do that.
-	SealedBytes   uint64 `protobuf:"varint,9,opt,name=sealed_bytes,json=sealedBytes,proto3" json:"sealed_bytes,omitempty"`
+	SealedBytes uint64 `protobuf:"varint,9,opt,name=sealed_bytes,json=sealedBytes,proto3" json:"sealed_bytes,omitempty"`
+	// Sizes in bytes, multiples of 512, of EROFS images that follow each other on the disk, at most 128. Each lies over
+	// the ones before, with the marks of overlayfs for what it hides of them, and all are mounted unchecked. Over them lies layer,
+	// or the directories "upper" and "work" of scratch_disk.
+	Parts         []uint64 `protobuf:"varint,10,rep,packed,name=parts,proto3" json:"parts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2119,6 +2123,13 @@ func (x *RootFS) GetSealedBytes() uint64 {
 		return x.SealedBytes
 	}
 	return 0
+}
+
+func (x *RootFS) GetParts() []uint64 {
+	if x != nil {
+		return x.Parts
+	}
+	return nil
 }
 
 type Verity struct {
@@ -4601,7 +4612,7 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x12\x10\n" +
 	"\x03env\x18\x03 \x03(\tR\x03env\x12'\n" +
-	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\x91\x02\n" +
+	"\x0ftimeout_seconds\x18\x04 \x01(\rR\x0etimeoutSeconds\"\xa7\x02\n" +
 	"\x06RootFS\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x12.\n" +
 	"\x06verity\x18\x02 \x01(\v2\x16.manis.agent.v1.VerityR\x06verity\x12\x1a\n" +
@@ -4612,7 +4623,9 @@ const file_api_agent_agent_proto_rawDesc = "" +
 	"\x05share\x18\x06 \x01(\tR\x05share\x12\x14\n" +
 	"\x05image\x18\a \x01(\tR\x05image\x12\x14\n" +
 	"\x05layer\x18\b \x01(\tR\x05layer\x12!\n" +
-	"\fsealed_bytes\x18\t \x01(\x04R\vsealedBytes\"\xed\x01\n" +
+	"\fsealed_bytes\x18\t \x01(\x04R\vsealedBytes\x12\x14\n" +
+	"\x05parts\x18\n" +
+	" \x03(\x04R\x05parts\"\xed\x01\n" +
 	"\x06Verity\x12\x1b\n" +
 	"\troot_hash\x18\x01 \x01(\tR\brootHash\x12\x12\n" +
 	"\x04salt\x18\x02 \x01(\tR\x04salt\x12(\n" +

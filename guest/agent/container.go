@@ -515,7 +515,7 @@ func (c *container) remove(ctx context.Context) error {
 	if c.cgroup != nil {
 		note(c.cgroup.remove())
 	}
-	for _, dir := range []string{"/lower", "/upper", "/root", "/source", ""} {
+	for _, dir := range []string{"/parts", "/lower", "/upper", "/root", "/source", ""} {
 		if err := unix.Rmdir(c.dir + dir); err != nil && err != unix.ENOENT {
 			note(fmt.Errorf("remove directory %s: %w", c.dir+dir, err))
 		}

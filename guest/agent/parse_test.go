@@ -346,3 +346,37 @@ func TestVerityTable(t *testing.T) {
 		}
 	}
 }
+
+func TestLayersOfARoot(t *testing.T) {
+	for name, r := range map[string]*api.RootFS{
+		"image and layer":    {Image: "binds/0.image", Layer: "binds/0.layer"},
+		"parts and layer":    {Disk: "raw1", Parts: []uint64{4096, 512}, Layer: "binds/0.layer"},
+		"parts and a disk":   {Disk: "raw1", Parts: []uint64{4096}, ScratchDisk: "raw2"},
+		"as many as can be":  {Disk: "raw1", Parts: slices.Repeat([]uint64{4096}, maxParts), ScratchDisk: "raw2"},
+		"of the utmost size": {Disk: "raw1", Parts: []uint64{1 << 50}, ScratchDisk: "raw2"},
+	} {
+		if err := checkLayers(r); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, r := range map[string]*api.RootFS{
+		"nothing":             {},
+		"no layer":            {Image: "binds/0.image"},
+		"no image":            {Layer: "binds/0.layer"},
+		"image and disk":      {Image: "binds/0.image", Layer: "binds/0.layer", Disk: "raw1"},
+		"image and parts":     {Image: "binds/0.image", Layer: "binds/0.layer", Disk: "raw1", Parts: []uint64{4096}},
+		"parts without disk":  {Parts: []uint64{4096}, Layer: "binds/0.layer"},
+		"parts alone":         {Disk: "raw1", Parts: []uint64{4096}},
+		"two writable layers": {Disk: "raw1", Parts: []uint64{4096}, Layer: "binds/0.layer", ScratchDisk: "raw2"},
+		"an empty part":       {Disk: "raw1", Parts: []uint64{0}, ScratchDisk: "raw2"},
+		"part of a sector":    {Disk: "raw1", Parts: []uint64{700}, ScratchDisk: "raw2"},
+		"a sum that wraps":    {Disk: "raw1", Parts: []uint64{1<<63 + 512}, ScratchDisk: "raw2"},
+		"too many":            {Disk: "raw1", Parts: slices.Repeat([]uint64{4096}, maxParts+1), ScratchDisk: "raw2"},
+		"a check":             {Disk: "raw1", Parts: []uint64{4096}, ScratchDisk: "raw2", Verity: &api.Verity{}},
+		"memory":              {Disk: "raw1", Parts: []uint64{4096}, ScratchDisk: "raw2", TmpfsBytes: 1},
+	} {
+		if err := checkLayers(r); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}

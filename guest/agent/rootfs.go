@@ -20,7 +20,7 @@ func (c *container) buildRoot(r *api.RootFS) error {
 	if r.GetShare() != "" {
 		return c.shareRoot(r)
 	}
-	if r.GetImage() != "" || r.GetLayer() != "" {
+	if r.GetImage() != "" || r.GetLayer() != "" || len(r.GetParts()) > 0 {
 		return c.layerRoot(r)
 	}
 	if r == nil || r.Disk == "" {
@@ -52,20 +52,7 @@ func (c *container) buildRoot(r *api.RootFS) error {
 		return fmt.Errorf("mount root disk %q: %w", r.Disk, err)
 	}
 	if r.ScratchDisk != "" {
-		scratch, err := awaitDisk(r.ScratchDisk)
-		if err != nil {
-			return err
-		}
-		options := ""
-		if r.SealedBytes != 0 {
-			if scratch, options, err = c.seal(scratch, r.SealedBytes); err != nil {
-				return err
-			}
-		}
-		if err := unix.Mount(scratch, upper, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options); err != nil {
-			return fmt.Errorf("mount scratch disk %q as ext4: %w", r.ScratchDisk, err)
-		}
-		if err := c.use(scratch, unix.AT_FDCWD, upper); err != nil {
+		if err := c.mountScratch(r.ScratchDisk, r.SealedBytes, upper); err != nil {
 			return err
 		}
 	} else if r.SealedBytes != 0 {
@@ -106,6 +93,25 @@ func (c *container) seal(disk string, bytes uint64) (path, options string, err e
 		return "", "", fmt.Errorf("encrypt the writable layer: %w", err)
 	}
 	return path, options, nil
+}
+
+// mountScratch mounts the writable disk with this serial, of the container alone, at dir. If sealed is not 0, its first so many bytes are
+// encrypted first, and made an empty ext4.
+func (c *container) mountScratch(serial string, sealed uint64, dir string) error {
+	scratch, err := awaitDisk(serial)
+	if err != nil {
+		return err
+	}
+	options := ""
+	if sealed != 0 {
+		if scratch, options, err = c.seal(scratch, sealed); err != nil {
+			return err
+		}
+	}
+	if err := unix.Mount(scratch, dir, "ext4", unix.MS_NOATIME|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount scratch disk %q as ext4: %w", serial, err)
+	}
+	return c.use(scratch, unix.AT_FDCWD, dir)
 }
 
 // mountEROFS mounts the image on a block device at dir.

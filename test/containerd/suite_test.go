@@ -132,7 +132,7 @@ func configure() error {
 	}
 	byAPI = []byte(strings.ReplaceAll(string(byAPI), "runtimes.manis]", "runtimes."+sandboxHandler+"]"))
 	config := fmt.Sprintf(`version = 3
-imports = [%[4]q, %[9]q]
+imports = [%[4]q, %[9]q, %[11]q]
 root = %[1]q
 state = %[2]q
 [grpc]
@@ -149,12 +149,13 @@ state = %[2]q
   [plugins.'io.containerd.cri.v1.runtime'.cni]
     bin_dirs = [%[7]q]
     conf_dir = %[8]q
-`, dir("root"), dir("state"), socket(), dir("manis.toml"), socket()+".ttrpc", pause, plugins, dir("cni"), dir("manis-sandbox.toml"), dir("hosts"))
+`, dir("root"), dir("state"), socket(), dir("manis.toml"), socket()+".ttrpc", pause, plugins, dir("cni"), dir("manis-sandbox.toml"), dir("hosts"), dir("erofs.toml"))
 	network := `{"cniVersion": "1.0.0", "name": "pods", "plugins": [
   {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": "` + dir("addresses") + `",
    "ranges": [[{"subnet": "10.88.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}`
 	return errors.Join(
+		erofsConfig(""),
 		os.WriteFile(dir("manis.toml"), example, 0o644),
 		os.WriteFile(dir("manis-sandbox.toml"), byAPI, 0o644),
 		os.WriteFile(dir("config.toml"), []byte(config), 0o644),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 
 	"manis/vmm"
@@ -11,8 +12,8 @@ import (
 
 // attached is a disk that was plugged in.
 type attached struct {
-	id  string // of the device and of its block node
-	set int    // of its descriptor
+	id   string // of the device and of its block node
+	sets []int  // of its descriptors
 	// gone is closed when the guest has let go of it.
 	gone chan struct{}
 }
@@ -24,8 +25,8 @@ const firstSet = 1 << 20
 func (v *machine) Attach(ctx context.Context, d vmm.Disk) (err error) {
 	check := v.config
 	check.Disks = append(slices.Clone(v.config.Disks), d)
-	if d.File == nil {
-		return fmt.Errorf("%w: a disk that is plugged in needs a file", vmm.ErrConfig)
+	if (d.File == nil) == (len(d.Parts) == 0) || len(d.Parts) > 0 && !d.ReadOnly {
+		return fmt.Errorf("%w: a disk that is plugged in needs a file, or parts that are only read", vmm.ErrConfig)
 	}
 	v.mu.Lock()
 	for serial := range v.attached {
@@ -36,7 +37,11 @@ func (v *machine) Attach(ctx context.Context, d vmm.Disk) (err error) {
 		return err
 	}
 	v.attaches++
-	a := &attached{id: fmt.Sprintf("further%d", v.attaches), set: firstSet + v.attaches, gone: make(chan struct{})}
+	a := &attached{id: fmt.Sprintf("further%d", v.attaches), gone: make(chan struct{})}
+	for range len(d.Parts) + 1 {
+		v.sets++
+		a.sets = append(a.sets, firstSet+v.sets)
+	}
 	if v.attached == nil {
 		v.attached = map[string]*attached{}
 	}
@@ -55,14 +60,32 @@ func (v *machine) Attach(ctx context.Context, d vmm.Disk) (err error) {
 		delete(v.attached, d.Serial)
 		v.mu.Unlock()
 	}()
-	node, err := fileNode(a.id, a.set, d)
+	files := []*os.File{d.File}
+	var node map[string]any
+	if len(d.Parts) == 0 {
+		node, err = fileNode(a.id, a.sets[0], d)
+	} else {
+		var description []byte
+		if description, err = describeParts(d.Parts, a.sets[1:]); err != nil {
+			return fmt.Errorf("disk %s: %w", d.Serial, err)
+		}
+		files[0], err = memoryFile(d.Serial, description)
+		if err == nil {
+			defer files[0].Close()
+			files = append(files, d.Parts...)
+			node = partsNode(a.id, a.sets)
+		}
+	}
 	if err != nil {
 		return err
 	}
-	if err := v.monitor.pass(ctx, "add-fd", map[string]any{"fdset-id": a.set}, d.File); err != nil {
-		return err
+	for i, f := range files {
+		remove, err := v.passTo(ctx, a.sets[i], f)
+		if err != nil {
+			return err
+		}
+		undo = append(undo, remove)
 	}
-	undo = append(undo, func() { v.execute(after, "remove-fd", map[string]any{"fdset-id": a.set}, nil) })
 	if err := v.execute(ctx, "blockdev-add", node, nil); err != nil {
 		return err
 	}
@@ -94,9 +117,10 @@ func (v *machine) Detach(ctx context.Context, serial string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the guest to let go of disk %s: %w", serial, ctx.Err())
 	}
-	err := errors.Join(
-		v.execute(ctx, "blockdev-del", map[string]any{"node-name": a.id}, nil),
-		v.execute(ctx, "remove-fd", map[string]any{"fdset-id": a.set}, nil))
+	err := v.execute(ctx, "blockdev-del", map[string]any{"node-name": a.id}, nil)
+	for _, set := range a.sets {
+		err = errors.Join(err, v.execute(ctx, "remove-fd", map[string]any{"fdset-id": set}, nil))
+	}
 	v.mu.Lock()
 	delete(v.attached, serial)
 	v.mu.Unlock()

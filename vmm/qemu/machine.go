@@ -60,6 +60,8 @@ type machine struct {
 	plugged int
 	cards   map[string]*card
 	grown   grown
+	// sets counts the sets of descriptors of disks that were plugged in.
+	sets int
 	// attaches counts the disks that were plugged in; attached are those that are, by serial.
 	attaches int
 	attached map[string]*attached

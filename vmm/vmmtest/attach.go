@@ -3,6 +3,10 @@ package vmmtest
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"manis/vmm"
@@ -62,7 +66,70 @@ func (s suite) attach(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	parts(t, ctx, v, g)
 	if err := v.Detach(ctx, "more"); !errors.Is(err, vmm.ErrConfig) {
 		t.Errorf("a disk that there is not: %v", err)
 	}
+}
+
+// parts gives a VM a disk of several files, one of them twice, as if they were one.
+func parts(t *testing.T, ctx context.Context, v vmm.VM, g *Guest) {
+	var files []*os.File
+	var want string
+	for i, size := range []int64{512, 4096, 1536} {
+		f := tempFile(t, size)
+		content := strings.Repeat(string(rune('a'+i)), int(size))
+		if _, err := f.WriteAt([]byte(content), 0); err != nil {
+			t.Fatal(err)
+		}
+		only, err := os.Open(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer only.Close()
+		files, want = append(files, only), want+content
+	}
+	files, want = append(files, files[0]), want+want[:512]
+	for name, d := range map[string]vmm.Disk{
+		"to be written": {Serial: "parts", Parts: files}, "a file, too": {Serial: "parts", Parts: files, File: files[0], ReadOnly: true},
+		"part of a sector": {Serial: "parts", Parts: []*os.File{tempFile(t, 700)}, ReadOnly: true},
+		"an empty file":    {Serial: "parts", Parts: []*os.File{tempFile(t, 0)}, ReadOnly: true},
+		"too many":         {Serial: "parts", Parts: slices.Repeat(files[:1], vmm.MaxParts+1), ReadOnly: true},
+	} {
+		if err := v.Attach(ctx, d); !errors.Is(err, vmm.ErrConfig) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, list := range [][]*os.File{files, slices.Repeat(files, vmm.MaxParts/len(files))} {
+		all := strings.Repeat(want, len(list)/len(files))
+		if err := v.Attach(ctx, vmm.Disk{Serial: "parts", Parts: list, ReadOnly: true}); err != nil {
+			t.Fatal(err)
+		}
+		for {
+			if got, err := g.Try(fmt.Sprintf("head /dev/vdc %d", len(all))); err == nil {
+				if got != all {
+					t.Errorf("the disk of %d parts holds %d bytes, not what its files do: %s", len(list), len(got), runs(got))
+				}
+				break
+			} else if ctx.Err() != nil {
+				t.Fatal("the guest does not see it:", err)
+			}
+		}
+		if _, err := g.Try("put /dev/vdc written"); err == nil {
+			t.Error("the guest has written to it")
+		}
+		if err := v.Detach(ctx, "parts"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func runs(s string) string {
+	var b strings.Builder
+	for len(s) > 0 {
+		n := len(s) - len(strings.TrimLeft(s, s[:1]))
+		fmt.Fprintf(&b, " %s*%d", s[:1], n)
+		s = s[n:]
+	}
+	return b.String()
 }
