@@ -6,7 +6,6 @@ package broker
 import (
 	"bytes"
 	"crypto/ed25519"
-	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -16,7 +15,6 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"sync"
 	"time"
 
 	"manis/attest"
@@ -64,12 +62,8 @@ type refusal struct {
 	Error string `json:"error"`
 }
 
-// Bounds of what is remembered and read.
-const (
-	nonceTime = 5 * time.Minute
-	maxNonces = 10000
-	maxClaim  = 512 << 10
-)
+// maxClaim bounds a request, bytes.
+const maxClaim = 512 << 10
 
 // Broker is a server of secrets.
 type Broker struct {
@@ -77,15 +71,13 @@ type Broker struct {
 	key    ed25519.PrivateKey
 	owners []ed25519.PublicKey
 	log    *Log
+	nonces *nonces
 	now    func() time.Time
-
-	mu     sync.Mutex
-	nonces map[string]time.Time // until when each may be used
 }
 
 // New makes a broker with this key, which writes what it decides to log.
 func New(policy Policy, key ed25519.PrivateKey, log *Log) (*Broker, error) {
-	b := &Broker{policy: policy, key: key, log: log, now: time.Now, nonces: make(map[string]time.Time)}
+	b := &Broker{policy: policy, key: key, log: log, nonces: newNonces(), now: time.Now}
 	if len(policy.References) == 0 || len(policy.Owners) == 0 {
 		return nil, errors.New("the broker's policy names no owners or no reference values, so that it would refuse everybody")
 	}
@@ -120,7 +112,7 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "POST only", http.StatusMethodNotAllowed)
 		return
 	case r.URL.Path == "/v1/challenge":
-		answer, err = b.challenge()
+		answer = challenge{b.nonces.give(b.now())}
 	case r.URL.Path == "/v1/release":
 		var body []byte
 		if body, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxClaim)); err == nil {
@@ -136,33 +128,6 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer = refusal{err.Error()}
 	}
 	json.NewEncoder(w).Encode(answer)
-}
-
-func (b *Broker) challenge() (*challenge, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	now := b.now()
-	for n, until := range b.nonces {
-		if now.After(until) {
-			delete(b.nonces, n)
-		}
-	}
-	if len(b.nonces) >= maxNonces {
-		return nil, errors.New("too many challenges are open")
-	}
-	nonce := make([]byte, 32)
-	rand.Read(nonce)
-	b.nonces[string(nonce)] = now.Add(nonceTime)
-	return &challenge{nonce}, nil
-}
-
-// spend takes a nonce back: each is good for one answer.
-func (b *Broker) spend(nonce []byte) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	until, ok := b.nonces[string(nonce)]
-	delete(b.nonces, string(nonce))
-	return ok && !b.now().After(until)
 }
 
 // release decides, writes that down, and answers.
@@ -190,11 +155,14 @@ func (b *Broker) decide(body []byte, d *Decision) (*release.Release, error) {
 		return nil, err
 	}
 	d.Manifest, d.Nonce = hex.EncodeToString(e.Manifest), base64.StdEncoding.EncodeToString(e.Nonce)
-	if !b.spend(e.Nonce) {
-		return nil, errors.New("the evidence is not for a challenge of this broker, or was shown before, or too late")
+	if err := b.nonces.good(e.Nonce, b.now()); err != nil {
+		return nil, err
 	}
 	result, err := b.verify(func(r *attest.Reference) (*attest.Result, error) { return attest.Verify(e, r) })
 	if err != nil {
+		return nil, err
+	}
+	if err := b.nonces.spend(e.Nonce, b.now()); err != nil {
 		return nil, err
 	}
 	d.Hardware = result.Hardware
