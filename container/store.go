@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -304,6 +305,20 @@ func (c *Container) SetState(s *State) error {
 // It is a lock of an open file description (fcntl), not flock's: whether it is taken
 // can be asked without taking it, so who only looks gets in nobody's way.
 func (c *Container) Lock() (*os.File, error) { return c.lock(toOwn) }
+
+// LockAfterEnd is Lock, which waits at most limit for a monitor whose container has ended and that has not yet: it holds the lock
+// until all of its machine is gone. A container that runs is ErrRunning at once.
+func (c *Container) LockAfterEnd(limit time.Duration) (*os.File, error) {
+	for deadline := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+		f, err := c.Lock()
+		if !errors.Is(err, ErrRunning) || time.Now().After(deadline) {
+			return f, err
+		}
+		if st, serr := c.State(); serr != nil || st.Status.Live() {
+			return nil, err
+		}
+	}
+}
 
 // LockForCopy takes a container that does not run for as long as files are copied to or
 // from it. It fails as Lock does. Nothing else is changed by it: the container's state

@@ -87,21 +87,24 @@ func Main(ctx context.Context, args []string) int {
 	if len(args) > 1 {
 		purpose = args[1]
 	}
-	if err := serve(ctx, args[0], purpose); err != nil {
+	first, err := fileConn(3)
+	if err != nil {
+		err = fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
+	} else {
+		// Who waits at the other end reads the last words when it ends: they are written before.
+		defer first.Close()
+		err = serve(ctx, args[0], purpose, first)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0
 }
 
-func serve(ctx context.Context, id, purpose string) error {
-	first, err := fileConn(3)
-	if err != nil {
-		return fmt.Errorf("the monitor is started by manis run and start, not by hand: %w", err)
-	}
+func serve(ctx context.Context, id, purpose string, first net.Conn) error {
 	places, err := place.Find("", "")
 	if err != nil {
-		first.Close()
 		return err
 	}
 	t := task{first: first, copying: purpose == forCopy}
@@ -112,9 +115,12 @@ func serve(ctx context.Context, id, purpose string) error {
 	return own(ctx, places, id, t)
 }
 
+// endTime is how long a start waits for the monitor of the run before to end.
+const endTime = 10 * time.Second
+
 // task is what a monitor is given besides its container.
 type task struct {
-	first   net.Conn // to the front end
+	first   net.Conn // to the front end, the caller's
 	lock    *os.File // the container's; nil: it has to be taken
 	copying bool
 	standby *Standby // a machine that waits for a container, or nil
@@ -124,7 +130,6 @@ type task struct {
 // own is the life of a monitor from the moment that it knows its container.
 func own(ctx context.Context, places *place.Places, id string, t task) error {
 	first, lock, copying := t.first, t.lock, t.copying
-	defer first.Close()
 	if err := places.Make(); err != nil {
 		return err
 	}
@@ -137,7 +142,11 @@ func own(ctx context.Context, places *place.Places, id string, t task) error {
 		return err
 	}
 	if lock == nil {
-		if lock, err = c.Lock(); err != nil {
+		limit := endTime
+		if t.standby != nil {
+			limit = 0 // who claims a machine does not wait for it, and starts a monitor otherwise
+		}
+		if lock, err = c.LockAfterEnd(limit); err != nil {
 			return err
 		}
 	}

@@ -162,6 +162,7 @@ func StandbyMain(ctx context.Context, size string, pods PodOwners) error {
 		if err != nil {
 			return err
 		}
+		defer first.Close()
 		return own(ctx, places, c.request.ID, task{first: first, standby: s, ready: ready})
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The story of one container from create to rm, told by every command on the way.
@@ -387,5 +389,42 @@ func TestRemovedWhenRunReturns(t *testing.T) {
 	w.checkClean()
 	if time.Since(start) > commandTime {
 		t.Error("cleaning took too long")
+	}
+}
+
+// A monitor that has said that its container has ended, and that has not ended itself, holds up a start for as long. What a start
+// fails of is told, whatever it is.
+func TestStartAfterTheLastMonitor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.load("box")
+	w.ok("run", "--name", "c", "box", "echo", "once")
+	// As that monitor, until free is called.
+	hold := func() (free func()) {
+		path := filepath.Join(w.root, "containers", w.field("c", "{{.Id}}"), "lock")
+		var f *os.File
+		eventually(t, "the lock of the container", func() bool {
+			var err error
+			if f, err = os.OpenFile(path, os.O_RDWR, 0); err != nil {
+				t.Fatal(err)
+			}
+			if unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}) == nil {
+				return true
+			}
+			f.Close()
+			return false
+		})
+		return func() { f.Close() }
+	}
+	free := hold()
+	p := w.begin("", "start", "-a", "c")
+	time.Sleep(time.Second) // so that it has found the lock taken
+	free()
+	if r := p.wait(); r.code != 0 || r.stdout != "once\n" {
+		t.Errorf("start, while the last monitor ends: %s", r)
+	}
+	defer hold()()
+	if r := w.manis("start", "c"); r.code != 1 || !strings.Contains(r.stderr, "container is running") {
+		t.Errorf("start, while the last monitor does not end: %s", r)
 	}
 }
