@@ -19,17 +19,31 @@ import (
 // removalTime is how long a pod's removal may take whatever has become of its parts: Manis's own deadlines are shorter.
 const removalTime = time.Minute
 
-// remove stops and removes a sandbox within removalTime.
+// remove stops and removes a sandbox within removalTime. As long as containerd still uses the connection to a shim that has just died,
+// it does what the kubelet does: it asks again.
 func remove(t *testing.T, client cri.RuntimeServiceClient, id string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), removalTime)
 	defer cancel()
-	if _, err := client.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
-		t.Errorf("StopPodSandbox: %v", err)
+	again := func(what string, request func() error) {
+		t.Helper()
+		err := request()
+		for err != nil && strings.Contains(err.Error(), "ttrpc: closed") && ctx.Err() == nil {
+			time.Sleep(100 * time.Millisecond)
+			err = request()
+		}
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
-	if _, err := client.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
-		t.Errorf("RemovePodSandbox: %v", err)
-	}
+	again("StopPodSandbox", func() error {
+		_, err := client.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id})
+		return err
+	})
+	again("RemovePodSandbox", func() error {
+		_, err := client.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
+		return err
+	})
 }
 
 // kill kills a part of a pod on the host: its machine, its shim, or containerd, which is started again.

@@ -54,14 +54,7 @@ func newPodOf(t *testing.T, handler, name string, change func(*cri.PodSandboxCon
 		t.Fatalf("RunPodSandbox: %v", err)
 	}
 	p.id = answer.PodSandboxId
-	t.Cleanup(func() {
-		if _, err := p.cri.StopPodSandbox(p.ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
-			t.Errorf("StopPodSandbox: %v", err)
-		}
-		if _, err := p.cri.RemovePodSandbox(p.ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
-			t.Errorf("RemovePodSandbox: %v", err)
-		}
-	})
+	t.Cleanup(func() { remove(t, p.cri, p.id) })
 	return p
 }
 
