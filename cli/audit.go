@@ -137,7 +137,7 @@ func (f *expectFlags) read() (audit.Expect, error) {
 		}
 	}
 	if f.reference != "" {
-		if expect.Reference, err = readReference(f.reference); err != nil {
+		if expect.Reference, err = attest.ReadReference(f.reference); err != nil {
 			return expect, err
 		}
 	}

@@ -283,10 +283,13 @@ func (a *app) measureCommand() *cobra.Command {
 	var output, accel, pin string
 	var memory uint64
 	var cpus float64
+	var launch launchFlags
 	cmd := &cobra.Command{
 		Use:   "measure [OPTIONS]",
 		Short: "Compute the reference values of confidential machines from this installation's guest",
-		Args:  needs(0, 0),
+		Example: `  manis trust measure -o reference.json
+  manis trust measure --snp --ovmf OVMF.amdsev.fd --vcpus 2 --vcpu-type EPYC-Milan --min-tcb 4,0,24,219 -o reference.json`,
+		Args: needs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := a.places()
 			if err != nil {
@@ -302,6 +305,12 @@ func (a *app) measureCommand() *cobra.Command {
 			r, err := attest.Measure(vm.Kernel, vm.Initrd, vm.Firmware, cmdline, vm.MemoryBytes)
 			if err != nil {
 				return err
+			}
+			if r.SNP, err = launch.measure(cmd, vm, cmdline); err != nil {
+				return err
+			}
+			if r.SNP != nil && r.SNP.MinTCB == (attest.SNPVersion{}) {
+				fmt.Fprintln(a.err, "sevSnp.minTcb is zero, which takes platforms with known holes: --min-tcb")
 			}
 			if pin != "" {
 				if r.Firmware, err = firmwareOf(pin, r); err != nil {
@@ -319,6 +328,7 @@ func (a *app) measureCommand() *cobra.Command {
 	cmd.Flags().Uint64VarP(&memory, "memory", "m", 0, "The container's memory limit, bytes, as with run (0 is none)")
 	cmd.Flags().Float64Var(&cpus, "cpus", 0, "The container's limit of processors, as with run (0 is none)")
 	cmd.Flags().StringVar(&accel, "accel", "auto", `How the VM runs ("auto", "kvm", "tcg")`)
+	launch.add(cmd.Flags())
 	cmd.Flags().StringVar(&pin, "pin-firmware", "", "Take the firmware's value from the audit bundle of a run that is trusted")
 	return cmd
 }
@@ -372,7 +382,7 @@ func (a *app) serveBroker(ctx context.Context, o *brokerFlags) error {
 		policy.Owners = append(policy.Owners, der)
 	}
 	for _, path := range o.references {
-		r, err := readReference(path)
+		r, err := attest.ReadReference(path)
 		if err != nil {
 			return err
 		}
@@ -453,16 +463,4 @@ func (a *app) serve(ctx context.Context, address string, handler http.Handler) e
 		return err
 	}
 	return nil
-}
-
-func readReference(path string) (*attest.Reference, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the reference values: %w", err)
-	}
-	r := new(attest.Reference)
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("read the reference values %s: %w", path, err)
-	}
-	return r, r.Check()
 }

@@ -32,6 +32,9 @@ type Machine struct {
 // Digest is a launch digest, a SHA-384.
 type Digest [48]byte
 
+// ErrNoHashes is firmware that starts what it is given, unmeasured.
+var ErrNoHashes = errors.New("it takes no hashes of kernel, initial file system and command line, so that the launch digest would not say what it starts: " + build)
+
 // Bits of SEV_FEATURES: what there has to be, and what a specification has given a meaning.
 const (
 	featureSNP    = 1 << 0
@@ -55,7 +58,7 @@ func (m *Machine) from(d Digest) (Digest, error) {
 	case m.Features&^featuresKnown != 0:
 		return d, fmt.Errorf("guest features %#x: the bits %#x are reserved", m.Features, m.Features&^featuresKnown)
 	case m.Hashes != nil && !m.Firmware.TakesHashes():
-		return d, errors.New("the firmware takes no hashes of kernel, initial file system and command line, so its launch digest does not say what it starts: " + build)
+		return d, fmt.Errorf("the firmware: %w", ErrNoHashes)
 	}
 	for _, s := range m.Firmware.sections {
 		switch s.kind {
