@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"manis/attest"
@@ -37,9 +36,8 @@ func (l *launchFlags) add(fs *pflag.FlagSet) {
 	fs.StringVar(&l.least, "min-tcb", "", "SEV-SNP: least version of the platform: BOOTLOADER,TEE,SNP,MICROCODE")
 }
 
-// measure returns the values for SEV-SNP of a machine, nil where they are not asked for.
-func (l *launchFlags) measure(cmd *cobra.Command, vm vmm.Config, cmdline string) (*attest.SNPReference, error) {
-	fs := cmd.Flags()
+// read checks the flags, and returns what they say of the machine: nil where they do not ask for the digest.
+func (l *launchFlags) read(fs *pflag.FlagSet) (*attest.SNPReference, error) {
 	if !l.snp {
 		for _, name := range []string{"ovmf", "vcpus", "vcpu-type", "vcpu-sig", "guest-features", "append", "min-tcb"} {
 			if fs.Changed(name) {
@@ -57,7 +55,7 @@ func (l *launchFlags) measure(cmd *cobra.Command, vm vmm.Config, cmdline string)
 		return nil, errors.New("--snp needs either --vcpu-type or --vcpu-sig: the kind of processor is measured")
 	}
 	signature := l.signature
-	if l.kind != "" || !fs.Changed("vcpu-sig") {
+	if fs.Changed("vcpu-type") {
 		var err error
 		if signature, err = launch.Signature(l.kind); err != nil {
 			return nil, fmt.Errorf("--vcpu-type: %w (--vcpu-sig)", err)
@@ -67,19 +65,25 @@ func (l *launchFlags) measure(cmd *cobra.Command, vm vmm.Config, cmdline string)
 	if err != nil {
 		return nil, err
 	}
-	if fs.Changed("append") {
-		cmdline = l.cmdline
-	} else {
-		cmdline = attest.LaunchCmdline(cmdline)
+	return &attest.SNPReference{MinTCB: least, Launch: &attest.SNPLaunch{
+		Cmdline: l.cmdline, VCPUs: l.vcpus, VCPUSignature: attest.Hex(signature), GuestFeatures: attest.Hex(l.features),
+	}}, nil
+}
+
+// measure computes the digest of what read has returned, for a machine of Manis' and its command line.
+func (l *launchFlags) measure(r *attest.SNPReference, fs *pflag.FlagSet, vm vmm.Config, cmdline string) error {
+	if r == nil {
+		return nil
 	}
-	r, err := attest.MeasureLaunch(vm.Kernel, vm.Initrd, l.ovmf, attest.SNPLaunch{
-		Cmdline: cmdline, VCPUs: l.vcpus, VCPUSignature: attest.Hex(signature), GuestFeatures: attest.Hex(l.features),
-	})
+	if !fs.Changed("append") {
+		r.Launch.Cmdline = attest.LaunchCmdline(cmdline)
+	}
+	measured, err := attest.MeasureLaunch(vm.Kernel, vm.Initrd, l.ovmf, *r.Launch)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	r.MinTCB = least
-	return r, nil
+	r.Measurement, r.Launch = measured.Measurement, measured.Launch
+	return nil
 }
 
 // parseTCB reads BOOTLOADER,TEE,SNP,MICROCODE; of nothing it makes zeros.

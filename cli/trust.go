@@ -298,6 +298,10 @@ func (a *app) measureCommand() *cobra.Command {
 			if cpus < 0 || cpus > 1024 {
 				return fmt.Errorf("--cpus %g: that is no number of processors", cpus)
 			}
+			snp, err := launch.read(cmd.Flags())
+			if err != nil {
+				return err
+			}
 			vm, cmdline, err := monitor.Measured(cmd.Context(), places, &container.Config{Class: container.Confidential, Accel: accel, Resources: container.Resources{MemoryBytes: memory, MilliCPUs: uint64(cpus * 1000)}})
 			if err != nil {
 				return err
@@ -306,9 +310,10 @@ func (a *app) measureCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if r.SNP, err = launch.measure(cmd, vm, cmdline); err != nil {
+			if err := launch.measure(snp, cmd.Flags(), vm, cmdline); err != nil {
 				return err
 			}
+			r.SNP = snp
 			if r.SNP != nil && r.SNP.MinTCB == (attest.SNPVersion{}) {
 				fmt.Fprintln(a.err, "sevSnp.minTcb is zero, which takes platforms with known holes: --min-tcb")
 			}

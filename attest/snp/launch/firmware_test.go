@@ -199,3 +199,14 @@ func FuzzFirmware(f *testing.F) {
 		}
 	})
 }
+
+// TestImage: the file that tests elsewhere take for firmware is amdSev.
+func TestImage(t *testing.T) {
+	b, err := os.ReadFile("testdata/amdsev.fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(b, amdSev().bytes()) {
+		t.Error("testdata/amdsev.fd is not what amdSev makes")
+	}
+}
