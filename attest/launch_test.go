@@ -125,12 +125,23 @@ func TestMeasureLaunchRefuses(t *testing.T) {
 		})
 	}
 	// The values of a TPM are of the same files.
+	linux := make([]byte, 8<<10)
+	copy(linux[0x202:], "HdrS\x0f\x02")
+	linux[0x1f1], linux[0x1f5], linux[0x22f] = 1, 2, 0x7f // 1 KiB and 8 KiB; the initial file system below 0x7f000000
+	for name, b := range map[string][]byte{"cut": linux, "whole": append(linux, make([]byte, 1<<10)...)} {
+		if err := os.WriteFile(at(name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, c := range map[string]struct {
 		kernel, initrd, firmware string
 		memory                   uint64
 		want                     string
 	}{
 		"no kernel":      {at("none"), initrd, firmware, 1 << 29, "measure the kernel: stat"},
+		"a kernel cut":   {at("cut"), initrd, firmware, 1 << 29, at("cut") + ": it is cut short: its header says 9216 bytes, and there are 8192"},
+		"no memory":      {at("whole"), initrd, firmware, 1 << 10, "1024 bytes of memory"},
+		"no EFI program": {at("whole"), initrd, firmware, 1 << 29, "it is no EFI program"},
 		"no Linux":       {kernel, initrd, firmware, 1 << 29, "it is no Linux kernel"},
 		"a pipe":         {kernel, at("pipe"), firmware, 1 << 29, "measure the initial file system: " + at("pipe") + " is no ordinary file"},
 		"no firmware":    {kernel, initrd, at("none"), 1 << 29, "measure the firmware: stat"},

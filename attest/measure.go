@@ -208,6 +208,14 @@ func loaded(image []byte, initrd, memory uint64) ([]byte, error) {
 	if len(image) < 0x264 || string(image[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(image[0x206:]) < 0x20c {
 		return nil, errors.New("it is no Linux kernel of protocol 2.12 or later")
 	}
+	sectors := int(image[0x1f1])
+	if sectors == 0 {
+		sectors = 4
+	}
+	// The rest is counted in units of 16 bytes.
+	if size := uint64(sectors+1)*512 + 16*uint64(binary.LittleEndian.Uint32(image[0x1f4:])); uint64(len(image)) < size {
+		return nil, fmt.Errorf("it is cut short: its header says %d bytes, and there are %d", size, len(image))
+	}
 	b := bytes.Clone(image)
 	low := memory
 	if low <= qemuACPIData {

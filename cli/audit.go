@@ -259,7 +259,7 @@ func (a *app) printReport(r *audit.Report) {
 
 // firmwareOf is the firmware's value in the evidence of an audit bundle that the other reference values verify.
 func firmwareOf(path string, r *attest.Reference) (string, error) {
-	b, err := os.ReadFile(path)
+	b, err := readBundle(path)
 	if err != nil {
 		return "", err
 	}

@@ -108,7 +108,10 @@ func (a *app) put(path string, b []byte) error {
 		_, err := a.out.Write(b)
 		return err
 	}
-	return os.WriteFile(path, b, 0o644)
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		return fmt.Errorf("write what -o names: %w", err)
+	}
+	return nil
 }
 
 // manifestFlags are those of the manifest, besides those of the container.
@@ -295,7 +298,7 @@ func (a *app) measureCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if cpus < 0 || cpus > 1024 {
+			if !(cpus >= 0 && cpus <= 1024) { // not a number is neither
 				return fmt.Errorf("--cpus %g: that is no number of processors", cpus)
 			}
 			snp, err := launch.read(cmd.Flags())

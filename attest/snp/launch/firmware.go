@@ -10,8 +10,8 @@ import (
 // MaxFirmware bounds a firmware's image, bytes: OVMF's are of 2 to 4 MiB.
 const MaxFirmware = 16 << 20
 
-// What is not as it should be with firmware that was not built for this.
-const build = "it takes OVMF as OvmfPkg/AmdSev/AmdSevX64.dsc of EDK II builds it (OVMF.amdsev.fd of Ubuntu and Fedora)"
+// build is what to do about firmware that was not built for this.
+const build = "take OVMF as OvmfPkg/AmdSev/AmdSevX64.dsc of EDK II builds it (OVMF.amdsev.fd of Ubuntu and Fedora)"
 
 // Firmware is an image of OVMF as far as the launch depends on it. It was written by others.
 type Firmware struct {
