@@ -45,6 +45,8 @@ type SNPReference struct {
 	Measurement string `json:"measurement"`
 	// MinTCB is the least of each part of the platform's version. All zero: any, which takes machines with known holes.
 	MinTCB SNPVersion `json:"minTcb"`
+	// Launch says what Measurement was computed from, for people; nil: that is not known.
+	Launch *SNPLaunch `json:"launch,omitempty"`
 }
 
 // SNPVersion are the security patch levels of a platform.
@@ -82,6 +84,9 @@ const (
 func (r *Reference) checkHardware() error {
 	if r.SNP != nil {
 		if _, err := Digest("sevSnp.measurement", r.SNP.Measurement, MeasurementBytes); err != nil {
+			return err
+		}
+		if err := r.SNP.Launch.check(); err != nil {
 			return err
 		}
 	}

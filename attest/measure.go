@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"unicode/utf16"
 )
@@ -49,43 +48,44 @@ const initrdWord = " initrd=initrd"
 // machine's, bytes.
 func Measure(kernel, initrd, firmware, cmdline string, memory uint64) (*Reference, error) {
 	r := &Reference{Format: ReferenceFormat, MemoryBytes: memory}
-	info, err := os.Stat(initrd)
+	digest, size, err := hashFile("the initial file system", initrd, maxInitrd)
 	if err != nil {
-		return nil, fmt.Errorf("measure the guest: %w", err)
+		return nil, err
 	}
-	image, err := os.ReadFile(kernel)
+	r.Initrd = hex.EncodeToString(digest)
+	if digest, _, err = hashFile("the firmware", firmware, maxFirmware); err != nil {
+		return nil, err
+	}
+	r.FirmwareFile = hex.EncodeToString(digest)
+	image, err := readFile("the kernel", kernel, maxKernel)
 	if err != nil {
-		return nil, fmt.Errorf("measure the kernel: %w", err)
+		return nil, err
 	}
-	if image, err = loaded(image, uint64(info.Size()), memory); err != nil {
+	if image, err = loaded(image, uint64(size), memory); err != nil {
 		return nil, fmt.Errorf("measure the kernel %s: %w", kernel, err)
 	}
-	digest, err := authenticode(image)
-	if err != nil {
+	if digest, err = authenticode(image); err != nil {
 		return nil, fmt.Errorf("measure the kernel %s: %w", kernel, err)
 	}
 	r.Kernel = hex.EncodeToString(digest)
-	for _, f := range []struct {
-		path string
-		to   *string
-	}{{initrd, &r.Initrd}, {firmware, &r.FirmwareFile}} {
-		b, err := os.ReadFile(f.path)
-		if err != nil {
-			return nil, fmt.Errorf("measure the guest: %w", err)
-		}
-		d := sha256.Sum256(b)
-		*f.to = hex.EncodeToString(d[:])
-	}
 	words := strings.Split(cmdline, " ")
 	for i, w := range words {
-		for _, h := range hostWords {
-			if strings.HasPrefix(w, h) {
-				words[i] = h + anyNumber
-			}
+		if name := hostWord(w); name != "" {
+			words[i] = name + anyNumber
 		}
 	}
 	r.Cmdline = strings.Join(words, " ") + initrdWord
 	return r, nil
+}
+
+// hostWord returns the name of a word of a command line that tells of the host's clock, with its =, and "" for others.
+func hostWord(word string) string {
+	for _, h := range hostWords {
+		if strings.HasPrefix(word, h) {
+			return h
+		}
+	}
+	return ""
 }
 
 // Check says what is wrong with r by itself.
@@ -208,8 +208,19 @@ func loaded(image []byte, initrd, memory uint64) ([]byte, error) {
 	if len(image) < 0x264 || string(image[0x202:0x206]) != "HdrS" || binary.LittleEndian.Uint16(image[0x206:]) < 0x20c {
 		return nil, errors.New("it is no Linux kernel of protocol 2.12 or later")
 	}
+	sectors := int(image[0x1f1])
+	if sectors == 0 {
+		sectors = 4
+	}
+	// The rest is counted in units of 16 bytes.
+	if size := uint64(sectors+1)*512 + 16*uint64(binary.LittleEndian.Uint32(image[0x1f4:])); uint64(len(image)) < size {
+		return nil, fmt.Errorf("it is cut short: its header says %d bytes, and there are %d", size, len(image))
+	}
 	b := bytes.Clone(image)
 	low := memory
+	if low <= qemuACPIData {
+		return nil, fmt.Errorf("a machine with %d bytes of memory has no place for it", memory)
+	}
 	if low >= qemuLowMost {
 		low = qemuLow
 	}

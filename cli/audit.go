@@ -137,7 +137,7 @@ func (f *expectFlags) read() (audit.Expect, error) {
 		}
 	}
 	if f.reference != "" {
-		if expect.Reference, err = readReference(f.reference); err != nil {
+		if expect.Reference, err = attest.ReadReference(f.reference); err != nil {
 			return expect, err
 		}
 	}
@@ -259,7 +259,7 @@ func (a *app) printReport(r *audit.Report) {
 
 // firmwareOf is the firmware's value in the evidence of an audit bundle that the other reference values verify.
 func firmwareOf(path string, r *attest.Reference) (string, error) {
-	b, err := os.ReadFile(path)
+	b, err := readBundle(path)
 	if err != nil {
 		return "", err
 	}

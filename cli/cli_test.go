@@ -215,6 +215,14 @@ func TestMistakes(t *testing.T) {
 		{1, "unknown shell", []string{"completion", "csh"}},
 		{1, "copying between containers", []string{"cp", "a:/x", "b:/x"}},
 		{1, "at least one container", []string{"cp", "/x", "/y"}},
+		{1, "--vcpus is about the launch digest of SEV-SNP: it needs --snp", []string{"trust", "measure", "--vcpus", "2"}},
+		{1, "--snp needs --ovmf", []string{"trust", "measure", "--snp"}},
+		{1, "--snp needs --vcpus", []string{"trust", "measure", "--snp", "--ovmf", "x"}},
+		{1, "either --vcpu-type or --vcpu-sig", []string{"trust", "measure", "--snp", "--ovmf", "x", "--vcpus", "2"}},
+		{1, "either --vcpu-type or --vcpu-sig", []string{"trust", "measure", "--snp", "--ovmf", "x", "--vcpus", "2", "--vcpu-type", "EPYC", "--vcpu-sig", "1"}},
+		{1, "take one of EPYC, EPYC-IBPB", []string{"trust", "measure", "--snp", "--ovmf", "x", "--vcpus", "2", "--vcpu-type", "host"}},
+		{1, "expected BOOTLOADER,TEE,SNP,MICROCODE", []string{"trust", "measure", "--snp", "--ovmf", "x", "--vcpus", "2", "--vcpu-sig", "0xa00f11", "--min-tcb", "1,2"}},
+		{1, `"256" is no number of 0 to 255`, []string{"trust", "measure", "--snp", "--ovmf", "x", "--vcpus", "2", "--vcpu-sig", "0xa00f11", "--min-tcb", "1,2,3,256"}},
 		{1, "invalid value for --since", []string{"logs", "--since", "nope", "x"}},
 	}
 	for _, tt := range tests {

@@ -108,7 +108,10 @@ func (a *app) put(path string, b []byte) error {
 		_, err := a.out.Write(b)
 		return err
 	}
-	return os.WriteFile(path, b, 0o644)
+	if err := os.WriteFile(path, b, 0o644); err != nil {
+		return fmt.Errorf("write what -o names: %w", err)
+	}
+	return nil
 }
 
 // manifestFlags are those of the manifest, besides those of the container.
@@ -283,17 +286,24 @@ func (a *app) measureCommand() *cobra.Command {
 	var output, accel, pin string
 	var memory uint64
 	var cpus float64
+	var launch launchFlags
 	cmd := &cobra.Command{
 		Use:   "measure [OPTIONS]",
 		Short: "Compute the reference values of confidential machines from this installation's guest",
-		Args:  needs(0, 0),
+		Example: `  manis trust measure -o reference.json
+  manis trust measure --snp --ovmf OVMF.amdsev.fd --vcpus 2 --vcpu-type EPYC-Milan --min-tcb 4,0,24,219 -o reference.json`,
+		Args: needs(0, 0),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, err := a.places()
 			if err != nil {
 				return err
 			}
-			if cpus < 0 || cpus > 1024 {
+			if !(cpus >= 0 && cpus <= 1024) { // not a number is neither
 				return fmt.Errorf("--cpus %g: that is no number of processors", cpus)
+			}
+			snp, err := launch.read(cmd.Flags())
+			if err != nil {
+				return err
 			}
 			vm, cmdline, err := monitor.Measured(cmd.Context(), places, &container.Config{Class: container.Confidential, Accel: accel, Resources: container.Resources{MemoryBytes: memory, MilliCPUs: uint64(cpus * 1000)}})
 			if err != nil {
@@ -302,6 +312,13 @@ func (a *app) measureCommand() *cobra.Command {
 			r, err := attest.Measure(vm.Kernel, vm.Initrd, vm.Firmware, cmdline, vm.MemoryBytes)
 			if err != nil {
 				return err
+			}
+			if err := launch.measure(snp, cmd.Flags(), vm, cmdline); err != nil {
+				return err
+			}
+			r.SNP = snp
+			if r.SNP != nil && r.SNP.MinTCB == (attest.SNPVersion{}) {
+				fmt.Fprintln(a.err, "sevSnp.minTcb is zero, which takes platforms with known holes: --min-tcb")
 			}
 			if pin != "" {
 				if r.Firmware, err = firmwareOf(pin, r); err != nil {
@@ -319,6 +336,7 @@ func (a *app) measureCommand() *cobra.Command {
 	cmd.Flags().Uint64VarP(&memory, "memory", "m", 0, "The container's memory limit, bytes, as with run (0 is none)")
 	cmd.Flags().Float64Var(&cpus, "cpus", 0, "The container's limit of processors, as with run (0 is none)")
 	cmd.Flags().StringVar(&accel, "accel", "auto", `How the VM runs ("auto", "kvm", "tcg")`)
+	launch.add(cmd.Flags())
 	cmd.Flags().StringVar(&pin, "pin-firmware", "", "Take the firmware's value from the audit bundle of a run that is trusted")
 	return cmd
 }
@@ -372,7 +390,7 @@ func (a *app) serveBroker(ctx context.Context, o *brokerFlags) error {
 		policy.Owners = append(policy.Owners, der)
 	}
 	for _, path := range o.references {
-		r, err := readReference(path)
+		r, err := attest.ReadReference(path)
 		if err != nil {
 			return err
 		}
@@ -453,16 +471,4 @@ func (a *app) serve(ctx context.Context, address string, handler http.Handler) e
 		return err
 	}
 	return nil
-}
-
-func readReference(path string) (*attest.Reference, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, fmt.Errorf("read the reference values: %w", err)
-	}
-	r := new(attest.Reference)
-	if err := json.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("read the reference values %s: %w", path, err)
-	}
-	return r, r.Check()
 }

@@ -239,7 +239,7 @@ func (g *Guest) Measured() (kernel, initramfs string, err error) {
 	kernel, initramfs = filepath.Join(g.Dir, "bzImage"), filepath.Join(g.Dir, "initramfs-confidential")
 	for _, path := range []string{kernel, initramfs} {
 		if !regular(path) {
-			return "", "", fmt.Errorf("find the guest image of the class confidential: there is no %s (build it with make build)", path)
+			return "", "", fmt.Errorf("find the guest image of the class confidential: there is no file %s (build it with make build)", path)
 		}
 	}
 	return kernel, initramfs, nil

@@ -53,7 +53,12 @@ func check(e *attest.Evidence, r *attest.Reference, roots map[string][]*trust.AM
 		return nil, errors.New("the report is not for this nonce, these keys and this manifest")
 	}
 	if !bytes.Equal(report.Report.Measurement, want) {
-		return nil, errors.New("the launch digest is not the reference's: it is other firmware, another kernel, initial file system or command line, or another number of processors")
+		of := "the reference does not say what it is of"
+		if r.SNP.Launch != nil {
+			of = "the reference's is of " + r.SNP.Launch.String()
+		}
+		return nil, fmt.Errorf("MEASUREMENT: the launch digest %x is not the reference's sevSnp.measurement %s: it is other firmware, another kernel, initial file system or "+
+			"command line, or there are other processors or guest features (%s)", report.Report.Measurement, r.SNP.Measurement, of)
 	}
 	if report.Report.Vmpl != 0 {
 		return nil, fmt.Errorf("the report is for the privilege level %d, not the kernel's", report.Report.Vmpl)

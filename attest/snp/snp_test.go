@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-sev-guest/verify/trust"
 
 	"manis/attest"
+	"manis/attest/snp/launch"
 	"manis/attest/tpm/tpmtest"
 )
 
@@ -37,6 +39,34 @@ func reference(report []byte) *attest.Reference {
 	r := tpmtest.Reference()
 	r.SNP = &attest.SNPReference{Measurement: hex.EncodeToString(report[atMeasurement:][:48])}
 	return r
+}
+
+// launched makes a report of a machine with the firmware of the package launch's tests, and processors of the kind EPYC-Milan.
+func launched(vcpus int) func(report []byte) {
+	return func(report []byte) {
+		image, err := os.ReadFile("launch/testdata/amdsev.fd")
+		if err != nil {
+			panic(err)
+		}
+		firmware, err := launch.ParseFirmware(image)
+		if err != nil {
+			panic(err)
+		}
+		d, err := launch.Measure(&launch.Machine{Firmware: firmware, Hashes: new(launch.Hashes), VCPUs: vcpus, Signature: 0xa00f11, Features: 1})
+		if err != nil {
+			panic(err)
+		}
+		copy(report[atMeasurement:], d[:])
+	}
+}
+
+// computed makes the reference's a machine with two processors of launched.
+func computed(_ *attest.Evidence, r *attest.Reference) {
+	report := make([]byte, abi.ReportSize)
+	launched(2)(report)
+	r.SNP = reference(report).SNP
+	zeros := strings.Repeat("00", 32)
+	r.SNP.Launch = &attest.SNPLaunch{FirmwareFile: zeros, Kernel: zeros, Initrd: zeros, VCPUs: 2, VCPUSignature: 0xa00f11, GuestFeatures: 1}
 }
 
 // TestPublished: the report of a Milan processor, published with its certificate, is one that AMD's roots vouch for, and is not ours.
@@ -96,7 +126,9 @@ func TestEvidence(t *testing.T) {
 		"another manifest":   {nil, func(e *attest.Evidence, _ *attest.Reference) { e.Manifest = bytes.Repeat([]byte{9}, 32) }, "not for this nonce"},
 		"another owner":      {nil, func(e *attest.Evidence, _ *attest.Reference) { e.Owner = "attacker" }, "not for this nonce"},
 		"a changed report":   {nil, func(e *attest.Evidence, _ *attest.Reference) { e.Report[atMeasurement] ^= 1 }, "not signed by a processor"},
-		"another launch":     {func(b []byte) { b[atMeasurement] ^= 1 }, nil, "launch digest"},
+		"another launch":     {func(b []byte) { b[atMeasurement] ^= 1 }, nil, "MEASUREMENT: the launch digest"},
+		"a computed launch":  {launched(2), computed, ""},
+		"more processors":    {launched(3), computed, "the reference's is of 2 processors of the signature 0xa00f11, guest features 0x1"},
 		"debugging":          {func(b []byte) { binary.LittleEndian.PutUint64(b[atPolicy:], smt|debug) }, nil, "debug"},
 		"migration":          {func(b []byte) { binary.LittleEndian.PutUint64(b[atPolicy:], smt|migrate) }, nil, "migration"},
 		"another privilege":  {func(b []byte) { b[atVMPL] = 2 }, nil, "privilege level 2"},
