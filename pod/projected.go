@@ -53,29 +53,39 @@ const readTries = 20
 
 // readProjected reads a volume as it was at one moment, and tells how much of a request it takes, at most room. Links are
 // taken as what they are, and owners are the machine's. Files that the kubelet is about to put in place of the present ones are not in it.
-func readProjected(v volume, ids *vmm.IDMap, room int) ([]*agent.ProjectedFile, int, error) {
+func readProjected(v volume, ids *vmm.IDMap, room int) (content, error) {
 	var err error
 	for range readTries {
 		r := &projectedReader{ids: ids, room: room}
 		var changed bool
 		if changed, err = r.read(v); err == nil && !changed {
-			return r.files, room - r.room, nil
+			return content{r.files, room - r.room, r.changing}, nil
 		}
 		if err != nil && !changed {
-			return nil, 0, err
+			return content{}, err
 		}
 	}
 	if err == nil {
 		err = errors.New("it changes all the time")
 	}
-	return nil, 0, err
+	return content{}, err
+}
+
+// content is what a volume holds at one moment.
+type content struct {
+	files []*agent.ProjectedFile
+	size  int // bytes that it takes of a request
+	// changing says that the kubelet is not done: there is a directory besides that of the present files. It makes the new
+	// one first and removes the old one last (Kubernetes, pkg/volume/util/atomic_writer.go).
+	changing bool
 }
 
 // projectedReader collects the files of a volume.
 type projectedReader struct {
-	files []*agent.ProjectedFile
-	ids   *vmm.IDMap
-	room  int
+	files    []*agent.ProjectedFile
+	ids      *vmm.IDMap
+	room     int
+	changing bool
 }
 
 // read reads it once, and reports whether it has changed meanwhile: then an error means nothing.
@@ -105,6 +115,7 @@ func (r *projectedReader) list(top *os.File, now string) error {
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, "..") && name != now && name != dataLink {
+			r.changing = true
 			continue
 		}
 		if err := r.tree(int(top.Fd()), name, name, 1); err != nil {

@@ -30,10 +30,11 @@ func TestReadProjected(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "..two"), 0o755), os.Symlink("..two", filepath.Join(dir, "..data_tmp"))); err != nil {
 		t.Fatal(err)
 	}
-	files, size, err := readProjected(volume{dir: dir}, nil, maxContent)
-	if err != nil || size < len("words") {
-		t.Fatal(size, err)
+	c, err := readProjected(volume{dir: dir}, nil, maxContent)
+	if err != nil || c.size < len("words") || !c.changing {
+		t.Fatal(c.size, c.changing, err)
 	}
+	files := c.files
 	var got []string
 	for _, f := range files {
 		content := string(f.Content)
@@ -44,6 +45,13 @@ func TestReadProjected(t *testing.T) {
 	}
 	if f := files[3]; f.Mode != unix.S_IFREG|0o640 || f.MtimeUnixNs == 0 {
 		t.Errorf("the file: %v", f)
+	}
+	// It is done.
+	if err := errors.Join(os.Remove(filepath.Join(dir, "..two")), os.Remove(filepath.Join(dir, "..data_tmp"))); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := readProjected(volume{dir: dir}, nil, maxContent); err != nil || c.changing {
+		t.Errorf("what the kubelet is done with: changing %v, error %v", c.changing, err)
 	}
 }
 
@@ -75,7 +83,7 @@ func TestReadProjectedRefuses(t *testing.T) {
 			if err := c.change(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, _, err := readProjected(volume{dir: dir}, nil, maxContent); err == nil || !strings.Contains(err.Error(), c.want) {
+			if _, err := readProjected(volume{dir: dir}, nil, maxContent); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v, want %q in it", err, c.want)
 			}
 		})

@@ -90,7 +90,7 @@ func (s *projections) open(m *member, b *bundle.Bind, room int) (name string, si
 		}
 		v.is = &is
 	}
-	files, size, err := readProjected(v, ids, room)
+	c, err := readProjected(v, ids, room)
 	if err != nil {
 		return "", 0, err
 	}
@@ -98,7 +98,7 @@ func (s *projections) open(m *member, b *bundle.Bind, room int) (name string, si
 		if reflect.DeepEqual(p.volume, v) && reflect.DeepEqual(p.ids, ids) {
 			p.users++
 			m.projected = append(m.projected, p)
-			return p.name, size, nil
+			return p.name, c.size, nil
 		}
 	}
 	if err := s.start(); err != nil {
@@ -108,11 +108,11 @@ func (s *projections) open(m *member, b *bundle.Bind, room int) (name string, si
 	if err != nil {
 		return "", 0, fmt.Errorf("watch it: %w", err)
 	}
-	p := &projection{name: "projection" + strconv.Itoa(s.made), volume: v, ids: ids, watch: int32(wd), users: 1, last: &agent.Projection{Files: files}}
+	p := &projection{name: "projection" + strconv.Itoa(s.made), volume: v, ids: ids, watch: int32(wd), users: 1, last: &agent.Projection{Files: c.files}}
 	s.made++
 	s.list = append(s.list, p)
 	m.projected = append(m.projected, p)
-	return p.name, size, nil
+	return p.name, c.size, nil
 }
 
 // start begins to watch; s.mu is held.
@@ -144,12 +144,12 @@ func (s *projections) with(m *member, r *agent.CreateContainerRequest, create fu
 		if slices.ContainsFunc(r.Projections, func(has *agent.Projection) bool { return has.Name == p.name }) {
 			continue
 		}
-		files, size, err := readProjected(p.volume, p.ids, room)
+		c, err := readProjected(p.volume, p.ids, room)
 		if err != nil {
 			return fmt.Errorf("read the volume %s: %w", p.volume.dir, err)
 		}
-		room -= size
-		p.last = &agent.Projection{Name: p.name, Files: files}
+		room -= c.size
+		p.last = &agent.Projection{Name: p.name, Files: c.files}
 		r.Projections = append(r.Projections, p.last)
 	}
 	return create()
@@ -219,7 +219,13 @@ const (
 	publishTime = 10 * time.Second // for one try
 	publishAt   = time.Second      // between the first and the second, and then twice as long each time
 	maxPublish  = 5
+
+	settleTime = time.Second // until a volume that the kubelet has not done with is sent as it is
+	settleStep = 2 * time.Millisecond
 )
+
+// errChanging says that a volume was not sent, for the kubelet is not done with it.
+var errChanging = errors.New("it is changing")
 
 // refresh sends the volumes of these watches, with nil all, as far as they have changed.
 func (s *projections) refresh(ctx context.Context, changed map[int32]bool) {
@@ -249,7 +255,7 @@ func (s *projections) publish(ctx context.Context, changed map[int32]bool) (fail
 		if changed != nil && !changed[p.watch] {
 			continue
 		}
-		if err := s.publishOne(ctx, p); err != nil && ctx.Err() == nil {
+		if err := s.publishSettled(ctx, p); err != nil && ctx.Err() == nil {
 			fmt.Fprintf(os.Stderr, "the containers that have the volume %s keep what it held before: %v\n", p.volume.dir, err)
 			failed[p.watch] = true
 		}
@@ -257,22 +263,43 @@ func (s *projections) publish(ctx context.Context, changed map[int32]bool) (fail
 	return failed
 }
 
-func (s *projections) publishOne(ctx context.Context, p *projection) error {
+// publishSettled sends a volume once the kubelet is done with it: what is sent halfway makes the machine remove the old directory
+// before it has the new links, and programs that wait for changes hear of them in another order than on a host.
+func (s *projections) publishSettled(ctx context.Context, p *projection) error {
+	end := time.Now().Add(settleTime)
+	for {
+		err := s.publishOne(ctx, p, time.Now().After(end))
+		if err != errChanging {
+			return err
+		}
+		select {
+		case <-time.After(settleStep):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// publishOne sends a volume if it has another content than the machine's. One that is changing is sent only with asIs.
+func (s *projections) publishOne(ctx context.Context, p *projection, asIs bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || p.users == 0 {
 		return nil
 	}
-	files, _, err := readProjected(p.volume, p.ids, maxContent)
+	c, err := readProjected(p.volume, p.ids, maxContent)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it goes, with its pod
 	}
 	if err != nil {
 		return err
 	}
-	now := &agent.Projection{Name: p.name, Files: files}
+	now := &agent.Projection{Name: p.name, Files: c.files}
 	if proto.Equal(now, p.last) {
 		return nil
+	}
+	if c.changing && !asIs {
+		return errChanging
 	}
 	s.pod.mu.Lock()
 	machine := s.pod.sandbox

@@ -198,7 +198,7 @@ func (r *rtnetlink) configure(index uint32, i, old *api.Interface) error {
 		if err := writeSysctls(unix.AT_FDCWD, "/proc/sys/", i.Sysctls); err != nil {
 			return err
 		}
-		if err := r.setLink(index, mac, i.Mtu, i.NoArp); err != nil {
+		if err := r.setLink(index, i.Name, mac, i.Mtu, i.NoArp); err != nil {
 			return fmt.Errorf("bring %s up with hardware address %q and MTU %d: %w", i.Name, i.Mac, i.Mtu, err)
 		}
 	}

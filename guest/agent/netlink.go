@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -77,7 +79,8 @@ func (r *rtnetlink) request(m message) error {
 	return nil
 }
 
-func (r *rtnetlink) setLink(index uint32, mac net.HardwareAddr, mtu uint32, noARP bool) error {
+// setLink brings a link up and waits until it can send.
+func (r *rtnetlink) setLink(index uint32, name string, mac net.HardwareAddr, mtu uint32, noARP bool) error {
 	flags := uint32(unix.IFF_UP)
 	if noARP {
 		flags |= unix.IFF_NOARP
@@ -89,7 +92,30 @@ func (r *rtnetlink) setLink(index uint32, mac net.HardwareAddr, mtu uint32, noAR
 	if mtu != 0 {
 		m.attr(unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, mtu))
 	}
-	return r.request(m)
+	if err := r.request(m); err != nil {
+		return err
+	}
+	for end := time.Now().Add(carrierTime); !r.hasCarrier(name) && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
+}
+
+// carrierTime is waited for the carrier of a card at most. virtio_net switches it on some time after it has made a card known (Linux,
+// drivers/net/virtio_net.c, virtnet_probe); what is sent until then is lost without an error. A card that never gets one is used all the same.
+const carrierTime = time.Second
+
+// hasCarrier reports whether a link that is up has a carrier, or cannot tell.
+func (r *rtnetlink) hasCarrier(name string) bool {
+	value := [2]uint32{unix.ETHTOOL_GLINK}
+	request := struct {
+		name  [unix.IFNAMSIZ]byte
+		value *[2]uint32
+		_     [16]byte
+	}{value: &value}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(r.fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	return errno != 0 || value[1] != 0
 }
 
 func (r *rtnetlink) addAddress(index uint32, p netip.Prefix) error {
@@ -293,7 +319,7 @@ func connect(n *api.Network) error {
 			return err
 		}
 	}
-	if err := r.setLink(index, p.mac, n.Mtu, false); err != nil {
+	if err := r.setLink(index, n.Device, p.mac, n.Mtu, false); err != nil {
 		return fmt.Errorf("bring %s up with hardware address %q and MTU %d: %w", n.Device, n.Mac, n.Mtu, err)
 	}
 	for _, a := range p.addresses {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -20,6 +21,8 @@ type projected struct {
 	t    *testing.T
 	dir  string
 	last int
+	// pause is between making the new content the present one and the links to it.
+	pause time.Duration
 }
 
 // newProjected makes a volume where the kubelet has those of a kind.
@@ -49,6 +52,7 @@ func (v *projected) write(files map[string]string) {
 			os.Chmod(at(now, name), 0o440), os.Chown(at(now, name), 0, 2000))
 	}
 	err = errors.Join(err, os.Symlink(now, at("..data_tmp")), os.Rename(at("..data_tmp"), at("..data")))
+	time.Sleep(v.pause)
 	for top := range tops {
 		if _, e := os.Lstat(at(top)); e != nil {
 			err = errors.Join(err, os.Symlink("..data/"+top, at(top)))
@@ -107,7 +111,9 @@ func TestProjectedVolumes(t *testing.T) {
 		return read(id, "/tmp/events") == "ready"
 	})
 	first := config.now()
+	config.pause = 50 * time.Millisecond
 	config.write(map[string]string{"name": "two", "more": "new"})
+	config.pause = 0
 	stage.Eventually(t, "the new content", func() bool { return read(id, "/v/name") == "two" && read(id, "/v/more") == "new" })
 	var events string
 	stage.Eventually(t, "the events", func() bool {
